@@ -1,0 +1,114 @@
+"""The only tensor collectives of a training step.
+
+| function | forward | backward | payload per rank |
+|---|---|---|---|
+| `gather_rows` | all-gather | reduce-scatter, *sum* | W * max_b * d elements each way |
+| `sum_over_ranks` | all-reduce, sum | identity | the tensor |
+| `max_over_ranks`, `min_over_ranks` | all-reduce | none | the tensor |
+| `gather_sizes` | all-gather | none | W integers |
+
+One convention makes gradients exact: every rank computes the same scalar, and ``backward()`` gives each rank the
+gradient of that one scalar by its own tensors. So a sum's backward is the identity; an all-reduce there, as in
+``torch.distributed.nn.all_reduce``, would leave the loss right and make the gradients W times too large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmlscale.distributed.world import World
+
+
+def gather_sizes(size: int, world: World, device: torch.device) -> list[int]:
+    """The local sizes of all ranks, in rank order."""
+    if world.num_ranks == 1:
+        return [size]
+    mine = torch.tensor([size], dtype=torch.int64, device=device)
+    sizes = mine.new_empty(world.num_ranks)
+    dist.all_gather_into_tensor(sizes, mine, group=world.group)
+    return [int(n) for n in sizes.tolist()]
+
+
+def gather_rows(local: Tensor, sizes: list[int], world: World) -> Tensor:
+    """All ranks' rows, in rank order: (b, ...) -> (B, ...). Differentiable; ranks may hold different numbers.
+
+    Args:
+        local: (b, ...) this rank's rows.
+        sizes: the b of every rank, from `gather_sizes`.
+        world: the ranks.
+    """
+    if world.num_ranks == 1:
+        return local
+    gathered: Tensor = _GatherRows.apply(local, sizes, world)
+    return gathered
+
+
+def sum_over_ranks(local: Tensor, world: World) -> Tensor:
+    """Sum over ranks, the same on each; its gradient is each rank's own."""
+    if world.num_ranks == 1:
+        return local
+    summed: Tensor = _SumOverRanks.apply(local, world)
+    return summed
+
+
+def max_over_ranks(local: Tensor, world: World) -> Tensor:
+    """Elementwise maximum over ranks, without gradient."""
+    return _extreme(local, world, dist.ReduceOp.MAX)
+
+
+def min_over_ranks(local: Tensor, world: World) -> Tensor:
+    """Elementwise minimum over ranks, without gradient."""
+    return _extreme(local, world, dist.ReduceOp.MIN)
+
+
+def _extreme(local: Tensor, world: World, op: dist.ReduceOp.RedOpType) -> Tensor:
+    result = local.detach().clone()
+    if world.num_ranks > 1:
+        dist.all_reduce(result, op, group=world.group)
+    return result
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    padded = rows.new_zeros((length, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    return padded
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, sizes: list[int], world: World) -> Tensor:
+        ctx.sizes, ctx.world = sizes, world
+        longest = max(sizes)
+        padded = local.new_empty((world.num_ranks * longest, *local.shape[1:]))
+        dist.all_gather_into_tensor(padded, _padded(local, longest), group=world.group)
+        if min(sizes) == longest:
+            return padded
+        return torch.cat([padded[r * longest : r * longest + n] for r, n in enumerate(sizes)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        sizes, world, gradient = ctx.sizes, ctx.world, gradients[0]
+        longest = max(sizes)
+        if min(sizes) < longest:
+            gradient = torch.cat([_padded(part, longest) for part in gradient.split(sizes)])
+        mine = gradient.new_empty((longest, *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(mine, gradient.contiguous(), group=world.group)
+        return mine[: sizes[world.rank]], None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, world: World) -> Tensor:
+        summed = local.clone()
+        dist.all_reduce(summed, group=world.group)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

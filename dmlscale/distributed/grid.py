@@ -1,0 +1,100 @@
+"""Cutting a label-sorted block into tiles that stay in cache, and knowing which tiles can hold a positive.
+
+Rows and columns are sorted by label, so the positives of a few consecutive rows lie in one short range of columns
+(their zone). Outside the zone every entry is a negative and no mask is formed: on CPU a mask costs more than an exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlscale.losses.block import Where
+
+ROWS_ON_CPU, COLUMNS_ON_CPU = 256, 512  # 0.5 MB in fp32: a tile and its companions stay in the L2 cache
+ROWS_ON_GPU, COLUMNS_ON_GPU = 4096, 8192
+
+
+class Cell(NamedTuple):
+    """Rows ``[top, bottom)`` and columns ``[left, right)`` of a block."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    mixed: bool  # may hold entries of the row's own class
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The labels of a block, both sides sorted ascending, and its tile sizes.
+
+    Args:
+        row_labels: (r,) int64 ascending.
+        column_labels: (c,) int64 ascending.
+        own_column: (r,) position of each row among the columns in a pair block, where it is no pair with itself;
+            None in a class block.
+        tile_rows: rows of a tile.
+        tile_columns: columns of a tile.
+    """
+
+    row_labels: Tensor
+    column_labels: Tensor
+    own_column: Tensor | None
+    tile_rows: int
+    tile_columns: int
+
+    @classmethod
+    def of(cls, row_labels: Tensor, column_labels: Tensor, own_column: Tensor | None, depth: int = 1) -> Grid:
+        """A grid with tile sizes for the device; ``depth`` is the number of raw columns per column (K centers)."""
+        cpu = row_labels.device.type == "cpu"
+        rows, columns = (ROWS_ON_CPU, COLUMNS_ON_CPU) if cpu else (ROWS_ON_GPU, COLUMNS_ON_GPU)
+        return cls(row_labels, column_labels, own_column, rows, max(1, columns // depth))
+
+    def cells(self, where: Where) -> Iterator[Cell]:
+        """The cells that can hold such entries, row band by row band."""
+        bounds = self._zones()
+        for band, top in enumerate(range(0, len(self.row_labels), self.tile_rows)):
+            bottom = min(top + self.tile_rows, len(self.row_labels))
+            start, stop = bounds[band]
+            zones = [(start, stop, True)]
+            if where == "negative":
+                zones = [(0, start, False), (start, stop, True), (stop, len(self.column_labels), False)]
+            for zone_start, zone_stop, mixed in zones:
+                for left in range(zone_start, zone_stop, self.tile_columns):
+                    yield Cell(top, bottom, left, min(left + self.tile_columns, zone_stop), mixed)
+
+    def _zones(self) -> list[tuple[int, int]]:
+        """For each band of rows, the range of columns whose label may equal that of one of its rows."""
+        if len(self.row_labels) == 0:
+            return []
+        tops = torch.arange(0, len(self.row_labels), self.tile_rows, device=self.row_labels.device)
+        lasts = (tops + self.tile_rows - 1).clamp_max(len(self.row_labels) - 1)
+        starts = torch.searchsorted(self.column_labels, self.row_labels[tops])
+        stops = torch.searchsorted(self.column_labels, self.row_labels[lasts], right=True)
+        return [(a, b) for a, b in torch.stack([starts, stops], 1).tolist()]
+
+    def blank(self, values: Tensor, cell: Cell, where: Where, filler: float) -> Tensor:
+        """Overwrites, in place, the entries of a mixed cell that are not ``where``."""
+        same = self.row_labels[cell.top : cell.bottom, None] == self.column_labels[None, cell.left : cell.right]
+        if where == "negative":
+            return values.masked_fill_(same, filler)
+        values.masked_fill_(~same, filler)
+        if self.own_column is not None:
+            own = self.own_column[cell.top : cell.bottom] - cell.left
+            rows = ((own >= 0) & (own < cell.right - cell.left)).nonzero()[:, 0]
+            values[rows, own[rows]] = filler
+        return values
+
+    @cached_property
+    def class_ranges(self) -> tuple[Tensor, Tensor]:
+        """For each row the range ``[start, stop)`` of columns of its own class: (r,) each."""
+        return (
+            torch.searchsorted(self.column_labels, self.row_labels),
+            torch.searchsorted(self.column_labels, self.row_labels, right=True),
+        )

@@ -1,0 +1,33 @@
+"""Who I am among how many: the only description of a process group the rest of the package passes around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that share one global batch.
+
+    Args:
+        rank: this process, 0 .. num_ranks - 1.
+        num_ranks: how many there are.
+        group: their process group; None is the default group, or no group at all when ``num_ranks`` is 1.
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def current(cls, group: dist.ProcessGroup | None = None) -> World:
+        """The world of an initialised process group, or a world of one when there is none."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def share(self, total: int) -> tuple[int, int]:
+        """This rank's contiguous share ``[start, stop)`` of ``total`` items; shares differ by at most one."""
+        return total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks

@@ -1,0 +1,137 @@
+"""What a loss sees: a block of the global similarity matrix, through reductions that are always global.
+
+A loss never sees a rank, a process group or the matrix itself. `dmlscale.losses.dense.DenseBlock` is the meaning
+of every reduction in plain torch; `dmlscale.distributed.blocks` computes the same numbers in tiles, over ranks.
+
+Legend: r rows (samples), c columns (samples of a pair block, classes of a class block), P positive entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Axis = Literal["rows", "columns"]
+Where = Literal["positive", "negative"]
+
+# The log of an empty sum. Finite, so that differences and logaddexp of two empty sums have a gradient (zero).
+LOG_OF_NOTHING = -1e30
+# Below this squared distance two points count as equal and the distance has gradient zero, as in torch.cdist.
+SMALLEST_SQUARED_DISTANCE = 1e-12
+
+
+class Tile:
+    """One rectangle of the similarity matrix, handed to the elementwise functions of a loss.
+
+    Args:
+        similarity: (r, c) dot products of rows and columns; cosines where the loss normalises.
+        squared_distance: computes the (r, c) squared Euclidean distances when they are first asked for.
+        rows: the per-row vectors the loss passed, each cut to (r, 1).
+        columns: the per-column vectors the loss passed, each cut to (1, c).
+    """
+
+    def __init__(
+        self,
+        similarity: Tensor,
+        squared_distance: Callable[[], Tensor],
+        rows: tuple[Tensor, ...] = (),
+        columns: tuple[Tensor, ...] = (),
+    ) -> None:
+        self.similarity = similarity
+        self.rows = rows
+        self.columns = columns
+        self._squared_distance = squared_distance
+
+    @cached_property
+    def squared_distance(self) -> Tensor:
+        """(r, c) squared Euclidean distance, never below `SMALLEST_SQUARED_DISTANCE`."""
+        return self._squared_distance()
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """(r, c) Euclidean distance."""
+        return self.squared_distance.sqrt()
+
+
+Score = Callable[[Tile], Tensor]
+
+
+class Selection:
+    """For each row, the columns that a miner chose: ``m`` tuples of column positions.
+
+    Args:
+        columns: tensors (r, m) int64, one per role, e.g. (positive, negative).
+        valid: (r, m) bool; False entries are padding and count for nothing.
+    """
+
+    def __init__(self, columns: tuple[Tensor, ...], valid: Tensor) -> None:
+        self.columns = columns
+        self.valid = valid
+
+
+class RowTile(Protocol):
+    """Some whole rows of a pair block, for miners. Columns are sorted by label."""
+
+    squared_distance: Tensor  # (r, c)
+    positive_columns: Tensor  # (r, m) columns of the same class, the row itself excluded; padded
+    positive_valid: Tensor  # (r, m) bool
+
+    def fill_class(self, matrix: Tensor, value: float) -> None:
+        """Overwrites, in place, the entries of ``matrix`` (r, c) whose column has the row's class."""
+
+
+class SimilarityBlock(Protocol):
+    """This rank's rectangle of the global similarity matrix. Every result is global, whatever the rank holds.
+
+    "Positive" entries join two samples of one class (never a sample with itself) or a sample with its own class;
+    "negative" entries are those of different classes. Vectors over rows or columns hold what this rank owns.
+    """
+
+    num_columns: int  # of the global matrix: samples of the batch, or classes
+
+    def logsumexp(self, score: Score, *, over: Axis, where: Where) -> Tensor:
+        """Log of the sum of ``exp(score)`` -> (r,) over columns, (c,) over rows; `LOG_OF_NOTHING` if empty."""
+
+    def sum(
+        self, score: Score, *, where: Where, rows: tuple[Tensor, ...] = (), columns: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        """Sum of the score over all entries of the global matrix -> ()."""
+
+    def maximum(self, score: Score, *, where: Where) -> Tensor:
+        """Largest score of each row -> (r,); gradient to the attaining entry; 0 without entries."""
+
+    def minimum(self, score: Score, *, where: Where) -> Tensor:
+        """Smallest score of each row -> (r,); gradient to the attaining entry; 0 without entries."""
+
+    def count(self, *, over: Axis, where: Where) -> Tensor:
+        """Number of entries of each row (over columns) or column (over rows), in the embeddings' dtype."""
+
+    def target(self, score: Score) -> Tensor:
+        """Score of each row with its own class -> (r,); class blocks only."""
+
+    def mined(self, select: Callable[[RowTile], Selection], value: Callable[..., Tensor]) -> Tensor:
+        """Sum over the selected tuples of each row of ``value(squared distances of each role)`` -> (r,)."""
+
+    def to_columns(self, vector: Tensor) -> Tensor:
+        """A per-row vector (r,), made visible per column -> (c,); pair blocks only."""
+
+    def total(self, vector: Tensor, *, of: Axis) -> Tensor:
+        """Sum of a per-row or per-column vector over the global matrix -> ()."""
+
+    def mean(self, vector: Tensor, *, of: Axis, where: Tensor | None = None) -> Tensor:
+        """Mean of a vector over all global rows or columns, or those where the mask is True -> (); 0 if none."""
+
+    def soft_assigned(self, temperature: float) -> SimilarityBlock:
+        """A class block with K centers per class as one with a single, softly assigned similarity per class."""
+
+    def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum over all classes of ``value((classes, K, K) cosines among a class's centers) -> (classes,)``."""
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``; torch's own is the identity beyond 20, which is 2e-9 off in value and gradient."""
+    return torch.nn.functional.softplus(x, threshold=50.0)

@@ -1,0 +1,46 @@
+"""Normalised softmax: cross-entropy over scaled cosines with one proxy per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from dmlscale.losses import LOSSES
+from dmlscale.losses.block import SimilarityBlock, softplus
+from dmlscale.losses.scores import ScaledSimilarity
+
+
+@LOSSES.register("norm_softmax")
+@dataclass(frozen=True)
+class NormSoftmax:
+    """Normalised softmax (Zhai & Wu 2019, "Classification is a Strong Baseline", eq. 3, without its LayerNorm).
+
+    Formula:
+        ``mean_i( log sum_c exp(s cos(x_i, p_c)) - s cos(x_i, p_{y_i}) )``, s = 1 / temperature.
+
+    Block: classes (B, C); rows are samples, columns proxies; both are divided by their length.
+
+    Args:
+        scale: dimensionless multiplier of the cosine; the paper's 1 / 0.05.
+
+    Raises:
+        ValueError: scale is not positive.
+    """
+
+    scale: float = 20.0
+
+    block: ClassVar[Literal["pairs", "classes"]] = "classes"
+    on_sphere: ClassVar[bool] = True
+    rows_per_class: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"norm_softmax: scale must be positive, got {self.scale}")
+
+    def __call__(self, block: SimilarityBlock) -> Tensor:
+        logits = ScaledSimilarity(self.scale)
+        # The target is left out before the sum: subtracting it afterwards cancels once the model has converged.
+        others = block.logsumexp(logits, over="columns", where="negative")
+        return block.mean(softplus(others - block.target(logits)), of="rows")

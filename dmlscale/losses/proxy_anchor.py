@@ -1,0 +1,57 @@
+"""Proxy-Anchor: each proxy is an anchor that meets all samples of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from dmlscale.losses import LOSSES
+from dmlscale.losses.block import SimilarityBlock, softplus
+from dmlscale.losses.scores import ScaledSimilarity
+
+
+@LOSSES.register("proxy_anchor")
+@dataclass(frozen=True)
+class ProxyAnchor:
+    """Proxy-Anchor loss (Kim et al. 2020, "Proxy Anchor Loss for Deep Metric Learning", eq. 4).
+
+    Formula:
+        ``1/|P+| sum_{p in P+} log(1 + sum_{x of p} exp(-scale (cos(x, p) - margin)))
+        + 1/|P| sum_p log(1 + sum_{x not of p} exp(scale (cos(x, p) + margin)))``.
+        P+ are the classes present in the *global* batch, P all classes. Both counts matter: leaving out 1/|P+|
+        changes the weight of the positive term with the batch.
+
+    Block: classes (B, C); rows are samples, columns proxies; both are divided by their length.
+
+    Args:
+        margin: in units of cosine.
+        scale: dimensionless multiplier of the cosine (the paper's alpha).
+
+    Raises:
+        ValueError: scale is not positive, or margin is outside [0, 1].
+    """
+
+    margin: float = 0.1
+    scale: float = 32.0
+
+    block: ClassVar[Literal["pairs", "classes"]] = "classes"
+    on_sphere: ClassVar[bool] = True
+    rows_per_class: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"proxy_anchor: scale must be positive, got {self.scale}")
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"proxy_anchor: margin is a cosine in [0, 1], got {self.margin}")
+
+    def __call__(self, block: SimilarityBlock) -> Tensor:
+        attract = ScaledSimilarity(-self.scale, self.scale * self.margin)
+        repel = ScaledSimilarity(self.scale, self.scale * self.margin)
+        positives = block.logsumexp(attract, over="rows", where="positive")
+        negatives = block.logsumexp(repel, over="rows", where="negative")
+        present = block.count(over="rows", where="positive") > 0
+        return block.mean(softplus(positives), of="columns", where=present) + block.mean(
+            softplus(negatives), of="columns"
+        )

@@ -1,0 +1,1 @@
+"""Rendering characters of installed fonts: which ones exist, which look alike, how one is drawn."""

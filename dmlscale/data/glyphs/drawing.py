@@ -1,0 +1,88 @@
+"""One character in one face as a small grey picture; every pixel a function of (face, character, seed)."""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from dmlscale.data.glyphs.faces import font_file
+
+IMAGE_SIZE = 32  # pixels, both sides
+CAP_HEIGHT = 15  # pixels: the height of "H", which makes the faces comparable
+OVERSAMPLING = 2  # drawn this much larger, so that the affine map and the reduction stay smooth
+
+MAX_ROTATION = math.radians(10.0)
+MAX_SCALE = 0.12
+MAX_SHEAR = 0.12
+MAX_SHIFT = 0.06 * IMAGE_SIZE  # pixels
+
+
+@lru_cache(maxsize=64)
+def _font(face: str, cap_height: float) -> ImageFont.FreeTypeFont:
+    path = str(font_file(face))
+    trial = ImageFont.truetype(path, 200, layout_engine=ImageFont.Layout.BASIC)
+    _, top, _, bottom = trial.getbbox("H")
+    return ImageFont.truetype(path, 200 * cap_height / (bottom - top), layout_engine=ImageFont.Layout.BASIC)
+
+
+def draw_centred(face: str, code_point: int, oversampling: int = 1) -> Image.Image:
+    """The plain character, its ink centred, white on black; black throughout where the font draws nothing.
+
+    Returns:
+        Grey image, ``IMAGE_SIZE * oversampling`` pixels on both sides; ink beyond them is cut off.
+    """
+    size = IMAGE_SIZE * oversampling
+    font = _font(face, CAP_HEIGHT * oversampling)
+    character = chr(code_point)
+    left, top, right, bottom = font.getbbox(character)
+    image = Image.new("L", (size, size))
+    corner = (round((size - right - left) / 2), round((size - bottom - top) / 2))
+    ImageDraw.Draw(image).text(corner, character, fill=255, font=font)
+    return image
+
+
+def render(face: str, code_point: int, seed: int) -> bytes:
+    """The augmented picture of one character: affine map, blur, contrast and noise.
+
+    Returns:
+        PNG file, grey, (IMAGE_SIZE, IMAGE_SIZE).
+    """
+    rng = _generator(face, code_point, seed)
+    image = draw_centred(face, code_point, OVERSAMPLING)
+    image = image.transform(image.size, Image.Transform.AFFINE, _affine(rng), Image.Resampling.BILINEAR)
+    image = image.reduce(OVERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.7)))
+    ink = np.asarray(image, dtype=np.float32)
+    pixels = ink * rng.uniform(0.6, 0.9) + rng.uniform(0.0, 25.0)
+    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(2.0, 10.0)
+    return _png(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def _generator(face: str, code_point: int, seed: int) -> np.random.Generator:
+    digest = blake2b(f"{face}/{code_point}/{seed}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def _affine(rng: np.random.Generator) -> tuple[float, ...]:
+    """Coefficients (a, b, c, d, e, f): output pixel (x, y) shows input pixel (ax + by + c, dx + ey + f)."""
+    angle, stretch_x, stretch_y, shear, shift_x, shift_y = rng.uniform(-1.0, 1.0, 6).tolist()
+    cosine, sine = math.cos(MAX_ROTATION * angle), math.sin(MAX_ROTATION * angle)
+    scale_x, scale_y, shear = 1 + MAX_SCALE * stretch_x, 1 + MAX_SCALE * stretch_y, MAX_SHEAR * shear
+    # rotation @ [[scale_x, shear], [0, scale_y]]
+    a, b = cosine * scale_x, cosine * shear - sine * scale_y
+    d, e = sine * scale_x, sine * shear + cosine * scale_y
+    # About the centre of the picture, so that scale and rotation do not move the character.
+    centre = IMAGE_SIZE * OVERSAMPLING / 2
+    x, y = centre + MAX_SHIFT * OVERSAMPLING * shift_x, centre + MAX_SHIFT * OVERSAMPLING * shift_y
+    return a, b, centre - a * x - b * y, d, e, centre - d * x - e * y
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,50 @@
+"""Slow loops from the definitions, to compare the metrics with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dmlscale.evaluation.embed import Embedded
+
+
+def random_samples(
+    num_samples: int = 60, num_classes: int = 9, dim: int = 8, seed: int = 0, spread: float = 1.0
+) -> Embedded:
+    """Noisy class directions; ids in no particular order and with gaps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(num_classes, (num_samples,), generator=generator)
+    means = torch.randn(num_classes, dim, generator=generator)
+    embeddings = means[labels] + spread * torch.randn(num_samples, dim, generator=generator)
+    ids = torch.randperm(3 * num_samples, generator=generator)[:num_samples]
+    return Embedded(embeddings, labels, ids)
+
+
+def split(samples: Embedded, sizes: list[int]) -> list[Embedded]:
+    assert sum(sizes) == len(samples.labels)
+    return [Embedded(*parts) for parts in zip(*(tensor.split(sizes) for tensor in samples), strict=True)]
+
+
+def brute_force(
+    embeddings: NDArray[np.floating], labels: NDArray[np.integer], ks: tuple[int, ...]
+) -> dict[str, float]:
+    """Cosine retrieval of each sample among the others, one query and one rank at a time."""
+    unit = embeddings.astype(np.float64)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    collected: dict[str, list[float]] = {name: [] for name in ("map_at_r", "r_precision", "precision_at_1")}
+    collected |= {f"recall_at_{k}": [] for k in ks}
+    for query in range(len(unit)):
+        others = [row for row in range(len(unit)) if row != query]
+        others.sort(key=lambda row: (-float(unit[query] @ unit[row]), row))
+        hits = [int(labels[row]) == int(labels[query]) for row in others]
+        num_relevant = sum(hits)
+        if num_relevant == 0:
+            continue
+        for k in ks:
+            collected[f"recall_at_{k}"].append(float(any(hits[:k])))
+        collected["precision_at_1"].append(float(hits[0]))
+        collected["r_precision"].append(sum(hits[:num_relevant]) / num_relevant)
+        precisions = [sum(hits[: i + 1]) / (i + 1) * hits[i] for i in range(num_relevant)]
+        collected["map_at_r"].append(sum(precisions) / num_relevant)
+    return {name: float(np.mean(values)) for name, values in collected.items()}

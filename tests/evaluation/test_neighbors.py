@@ -1,0 +1,162 @@
+import builtins
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmlscale.evaluation import neighbors
+from dmlscale.evaluation.neighbors import FaissMissingError, kmeans, nearest, require_faiss
+
+
+def _points(n: int, d: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_equals_sorting_all_pairs(metric: Any) -> None:
+    queries, gallery = _points(13, seed=1), _points(40, seed=2)
+    if metric == "cosine":
+        unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery)]
+        values = unit[0] @ unit[1].T
+        order = np.argsort(-values, axis=1)[:, :5]
+    else:
+        values = np.linalg.norm(queries[:, None] - gallery[None], axis=2)
+        order = np.argsort(values, axis=1)[:, :5]
+    got_values, got_rows = nearest(queries, gallery, 5, metric=metric)
+    assert got_rows.tolist() == order.tolist()
+    np.testing.assert_allclose(got_values, np.take_along_axis(values, order, 1), rtol=1e-5, atol=1e-6)
+    assert got_values.dtype == np.float32
+    assert got_rows.dtype == np.int64
+
+
+def test_self_is_excluded_by_row_among_exact_duplicates() -> None:
+    gallery = np.repeat(_points(4), 5, axis=0)  # every point five times: self is rarely the first hit
+    own = np.arange(20)
+    _, rows = nearest(gallery, gallery, 4, exclude=own)
+    assert not (rows == own[:, None]).any()
+    assert (rows // 5 == (own // 5)[:, None]).all()
+
+
+def test_self_is_excluded_where_more_duplicates_than_neighbours_hide_it() -> None:
+    gallery = np.ones((50, 3), np.float32)
+    _, rows = nearest(gallery, gallery, 3, exclude=np.arange(50))
+    assert not (rows == np.arange(50)[:, None]).any()
+    assert all(len(set(row)) == 3 for row in rows.tolist())
+
+
+def test_query_outside_the_gallery_excludes_nothing() -> None:
+    gallery = _points(6)
+    _, rows = nearest(gallery[:2], gallery, 2, exclude=np.array([-1, 1]))
+    assert rows[0, 0] == 0
+    assert rows[1, 0] != 1
+
+
+def test_more_neighbours_than_gallery_are_padded() -> None:
+    gallery = _points(3)
+    values, rows = nearest(gallery, gallery, 5, exclude=np.arange(3))
+    assert (rows[:, 2:] == -1).all()
+    assert sorted(rows[0, :2].tolist()) == [1, 2]
+    assert (values[:, 2:] == -np.inf).all()
+    assert (nearest(gallery, gallery, 5, metric="euclidean")[0][:, 3:] == np.inf).all()
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.round(_points(300, d=4) * 4)  # exact arithmetic with many ties
+    points[(points == 0).all(axis=1)] = 1
+    whole = nearest(points, points, 7, exclude=np.arange(300), metric="euclidean")
+    monkeypatch.setattr(neighbors, "RESULTS_PER_CHUNK", 8 * 37)
+    assert neighbors.queries_per_chunk(7) == 37
+    parts = nearest(points, points, 7, exclude=np.arange(300), metric="euclidean")
+    np.testing.assert_array_equal(whole[0], parts[0])
+    np.testing.assert_array_equal(whole[1], parts[1])
+
+
+def test_nan_is_a_clear_error() -> None:
+    points = _points(5)
+    points[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 5 queries hold NaN or infinity \(first: row 3\)"):
+        nearest(points, _points(5), 2)
+    with pytest.raises(ValueError, match="gallery hold NaN"):
+        nearest(_points(5), points, 2)
+    with pytest.raises(ValueError, match="embeddings hold NaN"):
+        kmeans(points, 2)
+
+
+def test_zero_vector_is_near_nothing_but_no_error() -> None:
+    values, rows = nearest(np.zeros((1, 3)), np.eye(3), 3)
+    assert values.tolist() == [[0, 0, 0]]
+    assert sorted(rows[0].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("k", "gallery"), [(0, _points(4)), (1, np.empty((0, 6))), (1, _points(4, d=5))])
+def test_shapes_that_do_not_fit_are_errors(k: int, gallery: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        nearest(_points(2), gallery, k)
+
+
+def test_no_queries_give_no_rows() -> None:
+    assert nearest(np.empty((0, 6)), _points(4), 2)[1].shape == (0, 2)
+
+
+def test_kmeans_finds_separate_groups_quietly_and_repeatably(capfd: pytest.CaptureFixture[str]) -> None:
+    centers = 20 * np.eye(5, 6)
+    groups = np.repeat(np.arange(5), 12)
+    points = centers[groups] + 0.1 * _points(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (kmeans(points, 5, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (60,)
+    assert all(len(set(first[groups == group])) == 1 for group in range(5))
+    out, err = capfd.readouterr()
+    assert out + err == ""
+    with pytest.raises(ValueError, match="61 clusters of 60 rows"):
+        kmeans(points, 61)
+
+
+def test_without_faiss_the_error_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def hide(name: str, package: str | None = None) -> Any:
+        if name == "faiss":
+            raise builtins.ModuleNotFoundError(name)
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", hide)
+    with pytest.raises(FaissMissingError, match=r'exactly one.*dmlscale\[cpu\]".*or.*dmlscale\[gpu\]"'):
+        require_faiss()
+
+
+class _GpuWheel:
+    """Stands for the GPU wheel: the same search under the GPU's call, which notes that it was used."""
+
+    METRIC_INNER_PRODUCT, METRIC_L2 = 0, 1
+    StandardGpuResources = object
+
+    def __init__(self) -> None:
+        self._faiss = require_faiss()
+        self.calls: list[str] = []
+
+    def get_num_gpus(self) -> int:
+        return 1
+
+    def knn_gpu(self, resources: object, queries: Any, gallery: Any, k: int, metric: int) -> Any:
+        self.calls.append("gpu")
+        return self._faiss.knn(queries, gallery, k, metric=metric)
+
+    def knn(self, queries: Any, gallery: Any, k: int, metric: int) -> Any:
+        self.calls.append("cpu")
+        return self._faiss.knn(queries, gallery, k, metric=metric)
+
+
+def test_gpu_is_used_where_there_is_one_up_to_its_largest_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = _GpuWheel()
+    monkeypatch.setattr(neighbors, "require_faiss", lambda: wheel)
+    points = _points(9)
+    _, rows = nearest(points, points, 3, exclude=np.arange(9))
+    nearest(points, points, 2048)
+    assert wheel.calls == ["gpu", "cpu"]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(rows, nearest(points, points, 3, exclude=np.arange(9))[1])

@@ -1,0 +1,206 @@
+"""Making, continuing and ending runs."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+from dmlscale.tracking.mlflow.receiver import Receiver, log_params, run_tags, set_status
+from dmlscale.tracking.sender import Sender
+from dmlscale.tracking.spool import Spool
+from dmlscale.tracking.spooled import SpooledTracker, clean_name
+from dmlscale.tracking.store import artifact_folder, is_server, run_url, sqlite_path
+from dmlscale.tracking.tracker import Status
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # or it tells of every new database
+
+RUN_KEY = "dmlscale.run_key"
+"""Tag by which a restarted or resumed training finds its run again."""
+_LONGEST_DIGEST = 36
+_HEALTH_TIMEOUT_S = 5.0
+
+
+class TrackingUnreachableError(RuntimeError):
+    """The store of runs cannot be used; the message names it."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(
+            f"cannot reach the tracking store {uri}: {reason}. Start the server, or choose another store "
+            "by the config or MLFLOW_TRACKING_URI (unset: a local SQLite file)"
+        )
+
+
+class DatasetNote(NamedTuple):
+    """What a run says about its data."""
+
+    name: str
+    digest: str  # changes when the data change; cut to MLflow's 36 characters
+    source: str  # where it lies
+    description: Mapping[str, Any]  # counts, splits, ...: whatever JSON takes
+    context: str = "train"
+
+
+def start_or_continue(
+    uri: str,
+    experiment: str,
+    run_name: str,
+    *,
+    key: str,
+    tags: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    description: str = "",
+    datasets: Sequence[DatasetNote] = (),
+) -> str:
+    """The run with this key: continued if there is one, else made. For the driver, before the workers start.
+
+    Args:
+        uri: the store, as from `resolve_uri`.
+        experiment: name; made if absent.
+        run_name: of a new run; a continued one keeps its name.
+        key: what a resumed training shares with its first start, such as the path of its output folder.
+        tags: set again on a continued run (the commit may have changed).
+        params: settings by dotted name; a continued run keeps the values it has.
+        description: Markdown, on top of the run's page.
+        datasets: what it is trained and evaluated on.
+
+    Returns:
+        The id of the run, which is now RUNNING.
+
+    Raises:
+        TrackingUnreachableError: no answer (within seconds), or a database that cannot be written.
+        ValueError: the experiment has been deleted.
+    """
+    _require_reachable(uri)
+    client = MlflowClient(uri)
+    try:
+        experiment_id = _experiment(client, uri, experiment)
+        all_tags = {"mlflow.user": _user(), **(tags or {}), RUN_KEY: key}
+        if description:
+            all_tags["mlflow.note.content"] = description
+        run = _find_run(client, experiment_id, key)
+        if run is None:
+            run = client.create_run(experiment_id, run_name=run_name)
+            # Its key at once: a kill between here and the rest must not leave a run that is not found again.
+            client.set_tag(run.info.run_id, RUN_KEY, key)
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
+        run_id = str(run.info.run_id)
+        client.log_batch(run_id, tags=run_tags(all_tags))
+        log_params(client, run, {clean_name(name): str(value) for name, value in (params or {}).items()})
+        _log_datasets(client, run, datasets)
+    except MlflowException as error:
+        if error.error_code == "INTERNAL_ERROR":  # what the client makes of a broken connection
+            raise TrackingUnreachableError(uri, str(error).splitlines()[0]) from error
+        raise
+    return run_id
+
+
+def end_run(uri: str, run_id: str, status: Status, reason: str = "") -> None:
+    """Set how a run ended, from the driver, when the process that tracked it could not."""
+    set_status(MlflowClient(uri), run_id, status, reason)
+
+
+class MlflowTracker(SpooledTracker):
+    """The `Tracker` of one run, for rank 0: see `SpooledTracker` for what it owns and its further options."""
+
+    def __init__(self, uri: str, run_id: str, spool_path: Path, **options: Any) -> None:
+        spool = Spool(spool_path.absolute())
+        receiver = Receiver(uri, run_id, spool.path.parent, no_status_before=spool.last_number)
+        super().__init__(receiver.deliver, spool, run_id=run_id, url=run_url(uri, run_id), **options)
+
+
+def replay_spool(uri: str, run_id: str, spool_path: Path, *, timeout_s: float = 60.0) -> int:
+    """Send what an earlier process left in its spool; returns the number of records still left."""
+    _require_reachable(uri)
+    spool = Spool(spool_path.absolute())
+    sender = Sender(spool, Receiver(uri, run_id, spool.path.parent).deliver)
+    left = sender.drain(timeout_s)
+    sender.stop()
+    spool.close()
+    return left
+
+
+def _log_datasets(client: MlflowClient, run: Run, datasets: Sequence[DatasetNote]) -> None:
+    known = {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=note.name,
+                digest=note.digest[:_LONGEST_DIGEST],
+                source_type="local",
+                source=json.dumps({"uri": note.source}),
+                profile=json.dumps(note.description, default=str),
+            ),
+            [InputTag("mlflow.data.context", note.context)],
+        )
+        for note in datasets
+        if (note.name, note.digest[:_LONGEST_DIGEST]) not in known
+    ]
+    if inputs:
+        client.log_inputs(run.info.run_id, inputs)
+
+
+def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
+    if "'" in key or '"' in key:
+        raise ValueError(f"run key {key!r} must not contain quotes")
+    found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+    return found[0] if found else None
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        folder = artifact_folder(uri)
+        try:
+            return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None))
+        except MlflowException as error:
+            experiment = client.get_experiment_by_name(name)  # another driver was faster
+            if experiment is None:
+                raise error
+    if experiment.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"tracking experiment {name!r} has been deleted in {uri}: restore it or name another one"
+        )
+    return str(experiment.experiment_id)
+
+
+def _require_reachable(uri: str) -> None:
+    """Find out within seconds; the client itself would try again for minutes."""
+    if is_server(uri):
+        try:
+            http_request(
+                get_default_host_creds(uri), "/health", "GET",
+                max_retries=0, timeout=_HEALTH_TIMEOUT_S, raise_on_status=False,
+            )  # fmt: skip
+        except Exception as error:
+            raise TrackingUnreachableError(uri, str(error).splitlines()[0][:300]) from error
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            first_bytes = file.read(15)
+    except OSError as error:
+        raise TrackingUnreachableError(uri, str(error)) from error
+    if first_bytes not in (b"", b"SQLite format 3"):  # MLflow would try again for minutes
+        raise TrackingUnreachableError(uri, f"{path} is not a SQLite database")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        return os.environ.get("USER", "unknown")

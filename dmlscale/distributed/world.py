@@ -29,5 +29,9 @@ class World:
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     def share(self, total: int) -> tuple[int, int]:
-        """This rank's contiguous share ``[start, stop)`` of ``total`` items; shares differ by at most one."""
-        return total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks
+        """This rank's contiguous share ``[start, stop)`` of ``total`` items; the last ranks may have fewer, or none.
+
+        The cut is that of ``torch.chunk``, which a DTensor sharded over its first dimension uses too.
+        """
+        each = -(-total // self.num_ranks)
+        return min(total, each * self.rank), min(total, each * (self.rank + 1))

@@ -6,7 +6,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,19 @@ class GlooPool:
         """Results in rank order; the first rank's error is raised with its traceback."""
         for pipe in self._pipes[:num_ranks]:
             pipe.send((num_ranks, function, args))
-        answers = [pipe.recv() for pipe in self._pipes[:num_ranks]]
+        answers = [self._answer(rank) for rank in range(num_ranks)]
         for rank, (result, error) in enumerate(answers):
             if error is not None:
                 raise RuntimeError(f"rank {rank} of {num_ranks}:\n{error}")
         return [result for result, _ in answers]
+
+    def _answer(self, rank: int) -> tuple[Any, str | None]:
+        # A rank that died would otherwise be waited for until the test's time limit.
+        ready = wait([self._pipes[rank], self._processes[rank].sentinel], timeout=120)
+        if self._pipes[rank] not in ready:
+            raise RuntimeError(f"rank {rank} of the pool died or gave no answer in 120 s")
+        answer: tuple[Any, str | None] = self._pipes[rank].recv()
+        return answer
 
     def close(self) -> None:
         for pipe in self._pipes:

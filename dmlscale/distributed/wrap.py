@@ -1,0 +1,51 @@
+"""Data parallelism that sums: the one place where gradients of the backbone meet."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dmlscale.distributed.world import World
+
+
+def data_parallel(model: nn.Module, world: World) -> nn.Module:
+    """The model, its gradients summed over ranks.
+
+    The loss is one global scalar and each rank's backward pass holds its own part of that scalar's gradient, so the
+    parts are summed, not averaged as torch's DDP does by itself.
+
+    Communication: one all-reduce of each gradient bucket per backward pass, overlapped with it.
+    """
+    if world.num_ranks == 1:
+        return model
+    device = next(model.parameters()).device
+    wrapped = nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        process_group=world.group,
+        # Running statistics are brought together when they are needed, not before every step.
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    wrapped.register_comm_hook(world.group, _summed)
+    return wrapped
+
+
+def _summed(
+    group: dist.ProcessGroup | None, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module, world: World) -> None:
+    """Makes floating-point buffers (running statistics) the same on all ranks; does nothing for one rank."""
+    if world.num_ranks == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer, group=world.group)
+            buffer /= world.num_ranks

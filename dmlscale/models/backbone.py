@@ -1,0 +1,72 @@
+"""images -> features: any timm network without its classifier."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import timm
+from torch import Tensor, nn
+
+# What becomes of batch normalisation: "local" statistics differ from rank to rank, so a run then depends on W.
+BatchNorm = Literal["local", "frozen", "sync"]
+
+
+def backbone(
+    name: str,
+    *,
+    channels: int = 3,
+    pretrained: bool = False,
+    batch_norm: BatchNorm = "local",
+    options: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, int]:
+    """A timm network that ends in pooled features.
+
+    Args:
+        name: of the timm model, e.g. "resnet50".
+        channels: of the input images.
+        pretrained: load timm's weights (from its hub or its cache).
+        batch_norm: "frozen" keeps the running statistics fixed, "sync" computes them over all ranks (GPU only).
+        options: passed on to the timm model.
+
+    Returns:
+        (b, channels, h, w) -> (b, features) module, and the number of features.
+
+    Raises:
+        ValueError: no such timm model (the message names the nearest one), or options it refuses.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model.backbone: timm has no model {name!r}{hint}")
+    try:
+        net = timm.create_model(
+            name, pretrained=pretrained, in_chans=channels, num_classes=0, **dict(options or {})
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.options: timm refused to build {name!r}: {error}") from error
+    if batch_norm == "sync":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return (FrozenBatchNorm(net) if batch_norm == "frozen" else net), net.num_features
+
+
+class FrozenBatchNorm(nn.Module):
+    """Keeps every batch normalisation of a network in evaluation mode, also while it trains."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, channels, h, w) -> (b, features)."""
+        features: Tensor = self.net(images)
+        return features
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        """As `nn.Module.train`, except for batch normalisation."""
+        super().train(mode)
+        for module in self.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self

@@ -1,12 +1,19 @@
 """Data parallelism that sums: the one place where gradients of the backbone meet."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: DDP checks the annotations of a communication hook at run time.
+import inspect
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from dmlscale.distributed.world import World
+
+
+# torch 2.15 renamed the option.
+_NEW_NAME = "forward_sync_buffers"
+_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+_BUFFER_SYNC = _NEW_NAME if _NEW_NAME in _OPTIONS else "broadcast_buffers"
 
 
 def data_parallel(model: nn.Module, world: World) -> nn.Module:
@@ -24,9 +31,9 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
         model,
         device_ids=[device] if device.type == "cuda" else None,
         process_group=world.group,
-        # Running statistics are brought together when they are needed, not before every step.
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        # Running statistics are brought together when they are needed (`average_buffers`), not before every step.
+        **{_BUFFER_SYNC: False},
     )
     wrapped.register_comm_hook(world.group, _summed)
     return wrapped

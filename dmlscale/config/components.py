@@ -1,0 +1,76 @@
+"""Registered dataclasses as parts of the config: their fields are the schema, their names the choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from dmlscale.data.sources import SOURCES, Source
+from dmlscale.losses import LOSSES, Loss
+from dmlscale.registry import Registry
+
+
+class Component(BaseModel):
+    """The name of a registered class, and its options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class LossChoice(Component):
+    """A loss, its weight in the sum, and its hyper-parameters."""
+
+    weight: float = Field(default=1.0, gt=0)
+
+    def build(self) -> Loss:
+        """The loss itself."""
+        return LOSSES[self.name](**self.options)
+
+
+class SourceSetting(Component):
+    """A source and its options."""
+
+    def build(self) -> Source:
+        """The source itself."""
+        return SOURCES[self.name](**self.options)
+
+
+def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
+    """``{"name": ..., option: ...}`` -> ``{"name": ..., "options": {all options, resolved}}``.
+
+    The options are checked by the dataclass's own annotations and its ``__post_init__``, so errors name the key.
+    """
+    if not isinstance(value, dict):
+        return value
+    if "name" not in value:
+        raise ValueError(f"needs a name, one of: {', '.join(registry)}")
+    value = dict(value)
+    nested = value.pop("options", {}) or {}
+    kept = {key: value.pop(key) for key in own if key in value}
+    cls = registry[str(kept["name"])]
+    options = {**nested, **value}
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in options:
+        if key not in fields:
+            near = difflib.get_close_matches(key, [*fields, *own], n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{kept['name']} has no key {key!r}{hint} (it has: {', '.join(fields)})")
+    hints = get_type_hints(cls)
+    checked = {}
+    for key, raw in options.items():
+        try:
+            checked[key] = TypeAdapter(hints[key]).validate_python(raw)
+        except ValidationError as error:
+            raise ValueError(f"{key}: {error.errors()[0]['msg']}, got {raw!r}") from None
+    built = cls(**checked)  # checks the ranges
+    resolved = {name: getattr(built, name) for name in fields}
+    return {**kept, "options": resolved}
+
+
+LossTerm = Annotated[LossChoice, BeforeValidator(lambda v: _flat(v, LOSSES, ("name", "weight")))]
+SourceChoice = Annotated[SourceSetting, BeforeValidator(lambda v: _flat(v, SOURCES, ("name",)))]

@@ -1,0 +1,185 @@
+"""The config: one tree of plain values, checked as a whole before any work is spent.
+
+Losses and sources describe themselves (their dataclass fields are their schema), so they are not repeated here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dmlscale.config.components import LossTerm, SourceChoice
+
+
+class Section(BaseModel):
+    """A group of settings; a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where a run lives."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder; None makes one of the config's file name and the time."""
+    folder: str = "runs"
+    """Folder of all runs; on several nodes it must be storage that all of them share."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of samples, augmentation, initial weights and proxies."""
+
+
+class DataConfig(Section):
+    """What to train on and how a global batch is made."""
+
+    path: str
+    """Folder of a packed dataset (`dmlscale pack`)."""
+    source: SourceChoice | None = None
+    """Packed into `path` first, if nothing is there yet."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    """Its classes should be disjoint from those of train_split: zero-shot."""
+    channels: Literal[1, 3] = 3
+    classes_per_batch: int = Field(default=32, ge=1)
+    """P: classes in a global batch."""
+    samples_per_class: int = Field(default=4, ge=1)
+    """K: samples of each of them."""
+    num_streams: int = Field(default=8, ge=1)
+    """N canonical streams a global batch is dealt to; divides P and is at least the number of workers."""
+    transform: str = "papers_train"
+    eval_transform: str = "papers_eval"
+    loader_threads: int = Field(default=1, ge=1)
+    """Threads per worker that read, decode and transform."""
+
+    @model_validator(mode="after")
+    def _streams_divide_classes(self) -> DataConfig:
+        if self.classes_per_batch % self.num_streams:
+            raise ValueError(
+                f"num_streams {self.num_streams} must divide classes_per_batch {self.classes_per_batch}"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """Backbone and embedding head."""
+
+    backbone: str = "resnet50"
+    """Name of a timm model."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to timm."""
+    pretrained: bool = False
+    batch_norm: Literal["local", "frozen", "sync"] = "local"
+    """local: each worker's own statistics; frozen: fixed; sync: over all workers (GPU)."""
+    embedding_dim: int = Field(default=128, ge=1)
+    normalize: bool = True
+    """Embeddings of length one; off for losses on un-normalised Euclidean distance."""
+    channels_last: bool = True
+    """Memory order of images and convolutions."""
+
+
+class OptimConfig(Section):
+    """Optimizer, learning rates of its groups, and their course."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    backbone_lr: float = Field(default=1e-4, gt=0)
+    head_lr: float = Field(default=1e-4, gt=0)
+    bank_lr: float = Field(default=1e-2, gt=0)
+    """Of proxies and centers."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    bank_weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    step_every: int = Field(default=0, ge=0)
+    """For schedule "step": steps between two decays."""
+    step_factor: float = Field(default=0.5, gt=0, le=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the whole gradient, banks included."""
+
+
+class TrainConfig(Section):
+    """Length of the run and what happens on the way."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps, whatever the number of workers."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the backbone; auto takes bf16 where the GPU has it. Losses are computed in fp32."""
+    bank_start: Literal["random", "class_means"] = "random"
+    """class_means embeds the training split once and starts each class's rows there."""
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=0, ge=0)
+    """0: only at the end."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class EvalConfig(Section):
+    """Zero-shot retrieval of the evaluation split."""
+
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
+    """For Recall@k."""
+    batch_size: int = Field(default=256, ge=1)
+    """Per worker."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    raw_pixels: bool = True
+    """Also measure nearest neighbours of the pixels, as the line to beat."""
+    gallery_queries: int = Field(default=9, ge=0)
+    """Rows of the picture of queries and neighbours; 0 leaves it out."""
+
+
+class ResourcesConfig(Section):
+    """What the run takes of the cluster; changing it does not change the run's results."""
+
+    workers: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """gpu: one per worker. auto: gpu where the cluster has one for each worker."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Less than one lets more workers than cores share a machine."""
+    address: str | None = None
+    """Of a Ray cluster; None starts one on this machine, unless RAY_ADDRESS is set."""
+    max_failures: int = Field(default=0, ge=0)
+    """How often to restart from the last checkpoint after a worker has died."""
+
+
+class TrackingConfig(Section):
+    """Where the run is logged."""
+
+    uri: str | None = None
+    """MLflow store; None takes MLFLOW_TRACKING_URI, or else a local SQLite file beside the runs."""
+    experiment: str = "dmlscale"
+    system_metrics_every_s: float = Field(default=5.0, gt=0)
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    losses: tuple[LossTerm, ...]
+    """Summed with their weights; a single loss may be given without the list."""
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    evaluation: EvalConfig = EvalConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_loss_is_a_list_of_one(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("losses"), dict):
+            return values | {"losses": [values["losses"]]}
+        if isinstance(values, dict) and values.get("losses") == []:
+            raise ValueError("losses: needs at least one loss")
+        return values
+
+    @model_validator(mode="after")
+    def _streams_serve_all_workers(self) -> Config:
+        if self.resources.workers > self.data.num_streams:
+            raise ValueError(
+                f"resources.workers is {self.resources.workers}, but data.num_streams is {self.data.num_streams}: "
+                "each worker needs a stream of its own; lower the workers or raise num_streams (which must divide "
+                "data.classes_per_batch)"
+            )
+        return self

@@ -1,0 +1,139 @@
+"""The one place where a config becomes objects. Classes take plain values; none of them knows the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from dmlscale.config.schema import Config
+from dmlscale.data.index import Index
+from dmlscale.data.loader import TrainStream, eval_batches
+from dmlscale.data.transforms import find_transform
+from dmlscale.data.types import Batch
+from dmlscale.distributed.global_loss import GlobalLoss
+from dmlscale.distributed.world import World
+from dmlscale.distributed.wrap import data_parallel
+from dmlscale.models.backbone import backbone
+from dmlscale.models.embedder import Embedder
+from dmlscale.training.loop import Rhythm
+from dmlscale.training.objective import Objective
+from dmlscale.training.optim import optimizer, schedule
+from dmlscale.training.step import Trainee
+
+
+def build_embedder(config: Config) -> Embedder:
+    """The network; its first weights depend on the seed alone."""
+    torch.manual_seed(config.run.seed)
+    net, num_features = backbone(
+        config.model.backbone,
+        channels=config.data.channels,
+        pretrained=config.model.pretrained,
+        batch_norm=config.model.batch_norm,
+        options=config.model.options,
+    )
+    return Embedder(
+        net,
+        num_features,
+        config.model.embedding_dim,
+        normalize=config.model.normalize,
+        channels_last=config.model.channels_last,
+    )
+
+
+def build_objective(config: Config, num_classes: int, world: World) -> Objective:
+    """The weighted losses with their banks."""
+    return Objective(
+        [
+            (
+                GlobalLoss(
+                    term.name,
+                    num_classes=num_classes,
+                    embedding_dim=config.model.embedding_dim,
+                    seed=config.run.seed + n,
+                    group=world.group,
+                    **term.options,
+                ),
+                term.weight,
+            )
+            for n, term in enumerate(config.losses)
+        ]
+    )
+
+
+def build_trainee(
+    config: Config, embedder: Embedder, objective: Objective, world: World, device: torch.device
+) -> Trainee:
+    """Model, losses and optimizer, ready for steps."""
+    o = config.optim
+    model: nn.Module = data_parallel(embedder, world)
+    return Trainee(
+        model=model,
+        objective=objective,
+        optimizer=optimizer(
+            embedder,
+            objective,
+            name=o.name,
+            backbone_lr=o.backbone_lr,
+            head_lr=o.head_lr,
+            bank_lr=o.bank_lr,
+            weight_decay=o.weight_decay,
+            bank_weight_decay=o.bank_weight_decay,
+            momentum=o.momentum,
+            eps=o.eps,
+        ),
+        schedule=schedule(
+            o.schedule,
+            total_steps=config.train.steps,
+            warmup_steps=o.warmup_steps,
+            step_every=o.step_every,
+            step_factor=o.step_factor,
+        ),
+        world=world,
+        clip_norm=o.clip_norm,
+        half_precision=half_precision(config, device),
+    )
+
+
+def half_precision(config: Config, device: torch.device) -> bool:
+    """Whether the backbone computes in bf16."""
+    if config.train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.train.precision == "bf16"
+
+
+def build_stream(config: Config, index: Index, world: World) -> TrainStream:
+    """This rank's training batches."""
+    d = config.data
+    return TrainStream(
+        index.split(d.train_split),
+        classes_per_batch=d.classes_per_batch,
+        samples_per_class=d.samples_per_class,
+        num_streams=d.num_streams,
+        seed=config.run.seed,
+        transform=find_transform(d.transform),
+        channels=d.channels,
+        rank=world.rank,
+        num_ranks=world.num_ranks,
+        num_workers=d.loader_threads,
+    )
+
+
+def build_eval_batches(config: Config, index: Index, split: str, world: World) -> Iterator[Batch]:
+    """This rank's share of a split, once."""
+    return eval_batches(
+        index.split(split),
+        batch_size=config.evaluation.batch_size,
+        transform=find_transform(config.data.eval_transform),
+        channels=config.data.channels,
+        rank=world.rank,
+        num_ranks=world.num_ranks,
+        num_workers=config.data.loader_threads,
+    )
+
+
+def build_rhythm(config: Config) -> Rhythm:
+    """Length of the run and what happens on the way."""
+    t = config.train
+    return Rhythm(t.steps, t.log_every, t.eval_every, t.checkpoint_every, config.run.seed)

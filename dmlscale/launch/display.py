@@ -1,0 +1,137 @@
+"""What the person at the terminal sees."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PRINT_EVERY_S = 2.0
+
+
+class PackProgress:
+    """A progress bar over packed items, shown once the first is there."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._bar: Progress | None = None
+
+    def __call__(self, count: int) -> None:
+        if self._bar is None:
+            columns = (TextColumn("packing"), BarColumn(), TextColumn("{task.completed} samples"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("packing", total=self._total)
+            self._bar.start()
+        self._bar.update(self._task, completed=count)
+
+    def __enter__(self) -> PackProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class ProgressTail:
+    """Prints what rank 0 writes into the run's progress file, from now on.
+
+    The file rather than the workers' output: it is the same with and without Ray and carries no prefixes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._printed_at = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def __enter__(self) -> ProgressTail:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._done.wait(0.2):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may still be being written
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._show(json.loads(line))
+
+    def _show(self, entry: dict[str, Any]) -> None:
+        if "message" in entry:
+            print(entry["message"], flush=True)
+        elif "evaluation" in entry:
+            print(f"{_at(entry)}  evaluation  {_short(entry['evaluation'])}", flush=True)
+        elif "checkpoint" in entry:
+            print(f"{_at(entry)}  checkpoint  {Path(entry['checkpoint']).name}", flush=True)
+        elif "metrics" in entry:
+            self._show_step(entry)
+
+    def _show_step(self, entry: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (entry["step"], now)
+        is_last = entry["step"] == entry["steps"]
+        if now - self._printed_at < PRINT_EVERY_S and not is_last:
+            return
+        self._printed_at = now
+        metrics = entry["metrics"]
+        left = (entry["steps"] - entry["step"]) / max(1e-9, metrics["throughput/steps_per_s"])
+        print(
+            f"{_at(entry)}  loss {metrics['train/loss']:.4f}  "
+            f"{metrics['throughput/samples_per_s']:,.0f} samples/s  "
+            f"{metrics['data/wait_fraction']:.0%} waiting for data  ETA {_duration(left)}",
+            flush=True,
+        )
+
+
+def _at(entry: dict[str, Any]) -> str:
+    width = len(str(entry["steps"]))
+    return f"step {entry['step']:>{width}}/{entry['steps']}"
+
+
+def _short(metrics: dict[str, float]) -> str:
+    shown = [name for name in metrics if not name.startswith("num_")][:5]
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in shown)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def metrics_table(title: str, metrics: dict[str, float], raw_pixels: dict[str, float]) -> Table:
+    """Final figures, beside those of the raw pixels where they were measured."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("this model", justify="right")
+    if raw_pixels:
+        table.add_column("raw pixels", justify="right")
+    for name, value in metrics.items():
+        text = f"{value:,.0f}" if name.startswith("num_") else f"{value:.4f}"
+        baseline = [f"{raw_pixels[name]:.4f}" if name in raw_pixels else ""] if raw_pixels else []
+        table.add_row(name, text, *baseline)
+    return table

@@ -1,0 +1,207 @@
+"""The commands ``train`` and ``evaluate``, as the process that the user started sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from dmlscale.config.load import check_config, load_config, override_values
+from dmlscale.config.schema import Config
+from dmlscale.data.index import Index
+from dmlscale.launch import preflight, run_folder
+from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.display import ProgressTail, metrics_table
+from dmlscale.launch.task import Task
+from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url
+from dmlscale.training import checkpoint
+
+# sysexits.h: a temporary failure; the same command with --resume goes on.
+EXIT_RESUME_ME = 75
+
+
+def train(
+    config_file: str, overrides: list[str], *, local: bool, resume: bool, json_file: str | None
+) -> int:
+    """Trains as the config says and shows the figures.
+
+    Returns:
+        0, or `EXIT_RESUME_ME` if the run was asked to stop and has saved itself.
+    """
+    started = time.monotonic()
+    config = run_folder.resolve(load_config(config_file, overrides), Path(config_file).stem)
+    _check_before_work(config, local)
+    uri = resolve_uri(config.tracking.uri, folder=Path(config.run.folder).parent)
+    _check_json(json_file)
+    folder = run_folder.open_folder(config, resume=resume)
+    index = preflight.prepare_data(config, print)
+    preflight.check_data(config, index)
+    run_id = _start_run(config, index, uri, folder, config_file)
+    task = Task("train", config.model_dump(mode="json"), str(folder), None, uri, run_id)
+    print(f"run {config.run.name}  {_workers(config, local)}  folder {folder}", flush=True)
+    with _marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file), ProgressTail(task.progress):
+        result = _runner(local)(task, config)
+    result |= {"run": config.run.name, "folder": str(folder), "tracking_uri": uri, "tracking_run": run_id}
+    result["seconds"] = time.monotonic() - started
+    _write_json(json_file, result)
+    if result["stopped"]:
+        print(
+            f"\nstopped at step {result['step']} with everything saved; to go on, the same command with\n"
+            f"    run.name={config.run.name} --resume"
+        )
+        return EXIT_RESUME_ME
+    _show(result, config)
+    print(f"\ncheckpoint    {result['checkpoint']}")
+    print(f"mlflow run    {run_id}  (experiment {config.tracking.experiment}, {uri})")
+    if is_server(uri):
+        print(f"dashboard     {run_url(uri, run_id)}")
+    else:
+        print(f"dashboard     {dashboard_command(uri)}\n              then open {run_url(uri, run_id)}")
+    return 0
+
+
+def evaluate(checkpoint_path: str, overrides: list[str], *, local: bool, json_file: str | None) -> int:
+    """Evaluates a checkpoint on its run's evaluation split, or on what the overrides say, and shows the figures."""
+    path = run_folder.find_checkpoint(checkpoint_path)
+    record = checkpoint.read_record(path)
+    config = check_config(override_values(record.config, overrides), str(path / "record.json"))
+    config = run_folder.resolve(config, "evaluation")
+    _check_before_work(config, local)
+    _check_json(json_file)
+    Index.load(config.data.path).split(config.data.eval_split)
+    task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path))
+    result = _runner(local)(task, config)
+    _write_json(json_file, result)
+    _show(result, config)
+    return 0
+
+
+def _check_before_work(config: Config, local: bool) -> None:
+    preflight.check_cheap(config)
+    if not local:
+        from dmlscale.launch.ray_train import check_resources
+
+        check_resources(config.resources)
+
+
+def _runner(local: bool) -> Callable[[Task, Config], dict[str, Any]]:
+    if local:
+        from dmlscale.launch.local import run_local
+
+        return lambda task, config: run_local(task, config.resources)
+    from dmlscale.launch.ray_train import run_on_ray
+
+    return lambda task, config: run_on_ray(task, config.resources)
+
+
+def _workers(config: Config, local: bool) -> str:
+    return "in this process" if local else f"on {config.resources.workers} Ray worker(s)"
+
+
+def _start_run(config: Config, index: Index, uri: str, folder: Path, config_file: str) -> str:
+    from dmlscale.tracking.mlflow import DatasetNote, start_or_continue
+    from dmlscale.tracking.provenance import git_tags
+
+    assert config.run.name is not None
+    digest = _digest(index.description)
+    losses = " + ".join(term.name for term in config.losses)
+    tags = {
+        **git_tags(Path.cwd()),
+        "loss": losses,
+        "backbone": config.model.backbone,
+        "dataset": Path(config.data.path).name,
+        "dmlscale.folder": str(folder),
+    }
+    run_id = start_or_continue(
+        uri,
+        config.tracking.experiment,
+        config.run.name,
+        key=str(folder),
+        tags=tags,
+        params=flat_params(config),
+        description=f"**{losses}** on {Path(config.data.path).name}, from `{config_file}`",
+        datasets=[
+            DatasetNote(Path(config.data.path).name, digest, config.data.path, index.description, split)
+            for split in (config.data.train_split, config.data.eval_split)
+        ],
+    )
+    return run_id
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    """A short name of a dataset's content, from what its description says."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat_params(config: Config) -> dict[str, Any]:
+    """Settings by dotted name; those of a single loss as ``loss.margin``, of several as ``loss.0.margin``."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    values = config.model_dump(mode="json")
+    terms = values.pop("losses")
+    for n, term in enumerate(terms):
+        options = term.pop("options")
+        add("loss" if len(terms) == 1 else f"loss.{n}", term | options)
+    add("", values)
+    return flat
+
+
+@contextmanager
+def _stop_on_signal(stop_file: Path) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the workers to save and stop; a second one ends at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop_file.exists():
+            raise KeyboardInterrupt
+        stop_file.touch()
+        print("\nstopping: saving a checkpoint first (once more to end at once)", flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _marked_failed_on_error(uri: str, run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        from dmlscale.tracking.mlflow import end_run
+
+        end_run(uri, run_id, "FAILED", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+
+
+def _check_json(json_file: str | None) -> None:
+    if json_file and not os.access(Path(json_file).absolute().parent, os.W_OK):
+        raise LaunchError(f"--json {json_file}: its folder does not exist or cannot be written")
+
+
+def _write_json(json_file: str | None, result: dict[str, Any]) -> None:
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _show(result: dict[str, Any], config: Config) -> None:
+    title = f"zero-shot retrieval, {config.data.eval_split} split of {Path(config.data.path).name}"
+    Console().print(metrics_table(title, result["metrics"], result["raw_pixels"]))

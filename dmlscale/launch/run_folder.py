@@ -1,0 +1,82 @@
+"""The folder of a run: new, or one to continue, and never an accident between the two."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from dmlscale.config.load import check_config
+from dmlscale.config.schema import Config
+from dmlscale.launch.errors import LaunchError
+from dmlscale.training import checkpoint
+
+CONFIG_FILE = "config.yaml"
+
+
+def resolve(config: Config, config_name: str) -> Config:
+    """The config with a run name and with absolute paths, as workers need it."""
+    values = config.model_dump(mode="json")
+    values["run"]["name"] = config.run.name or f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    values["run"]["folder"] = str(Path(config.run.folder).absolute())
+    values["data"]["path"] = str(Path(config.data.path).absolute())
+    return check_config(values, "the resolved config")
+
+
+def open_folder(config: Config, *, resume: bool) -> Path:
+    """Makes the run's folder, or opens it to continue.
+
+    Raises:
+        LaunchError: it cannot be written, holds a run that nobody asked to continue, or was made with other
+            settings of the data.
+    """
+    assert config.run.name is not None
+    folder = Path(config.run.folder) / config.run.name
+    if (folder / CONFIG_FILE).exists() and not resume:
+        raise LaunchError(f"{folder} holds a run already: add --resume to continue it, or choose another run.name")
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "stop-requested").unlink(missing_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write {folder}")
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
+    _check_same_data(config, folder)
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return folder
+
+
+def _check_same_data(config: Config, folder: Path) -> None:
+    """A continued run must see the same batches: what decides them may not change."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    if newest is None:
+        return
+    before = check_config(checkpoint.read_record(newest).config, str(newest))
+    keys = ("data.train_split", "data.classes_per_batch", "data.samples_per_class", "data.num_streams", "run.seed")
+    for key in keys:
+        section, name = key.split(".")
+        old, new = getattr(getattr(before, section), name), getattr(getattr(config, section), name)
+        if old != new:
+            raise LaunchError(
+                f"{folder} was started with {key}={old}, now it is {new}: a continued run must keep the order of its "
+                "samples; set it back, or choose another run.name"
+            )
+
+
+def find_checkpoint(path: str) -> Path:
+    """A checkpoint from its own path or from that of its run, of which the newest is taken.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    given = Path(path).absolute()
+    if (given / "record.json").is_file():
+        return given
+    newest = checkpoint.latest(given / "checkpoints") or checkpoint.latest(given)
+    if newest is None:
+        raise LaunchError(f"{given} is neither a checkpoint nor a run with one")
+    return newest

@@ -1,0 +1,51 @@
+"""What a driver hands to its workers: plain values, so that it travels to another process or machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dmlscale.config.load import check_config
+from dmlscale.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training or evaluation.
+
+    Args:
+        kind: what to do.
+        config: resolved, with absolute paths.
+        folder: of the run, on storage that all workers see.
+        checkpoint: to evaluate; a training looks for the newest in its folder itself.
+        tracking_uri: MLflow store.
+        tracking_run: id of the run there; None logs nothing.
+    """
+
+    kind: Literal["train", "evaluate"]
+    config: dict[str, Any]
+    folder: str
+    checkpoint: str | None = None
+    tracking_uri: str = ""
+    tracking_run: str | None = None
+
+    @property
+    def settings(self) -> Config:
+        """The config, checked again on the worker."""
+        return check_config(self.config, "the task's config")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return Path(self.folder) / "checkpoints"
+
+    @property
+    def progress(self) -> Path:
+        """What rank 0 says while it works, one JSON object a line."""
+        return Path(self.folder) / "progress.jsonl"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the workers to save and stop."""
+        return Path(self.folder) / "stop-requested"

@@ -1,0 +1,177 @@
+"""What each rank runs, whoever started it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlscale.data.index import Index
+from dmlscale.data.loader import Position, TrainStream
+from dmlscale.distributed.world import World
+from dmlscale.distributed.wrap import average_buffers
+from dmlscale.evaluation.embed import Embedded
+from dmlscale.launch import build
+from dmlscale.launch.evaluation import Evaluator
+from dmlscale.launch.task import Task
+from dmlscale.models.embedder import Embedder
+from dmlscale.tracking.tracker import NullTracker, Tracker
+from dmlscale.training import checkpoint
+from dmlscale.training.loop import Hooks, run_loop
+from dmlscale.training.state import Record, tensors
+from dmlscale.training.step import Trainee
+
+
+def work(task: Task, world: World, device: torch.device) -> dict[str, Any]:
+    """Does the task; all ranks return the same result."""
+    return Training(task, world, device).run() if task.kind == "train" else evaluate_checkpoint(task, world, device)
+
+
+def evaluate_checkpoint(task: Task, world: World, device: torch.device) -> dict[str, Any]:
+    """Metrics of a checkpoint's model on the evaluation split."""
+    assert task.checkpoint is not None
+    config = task.settings
+    embedder = build.build_embedder(config).to(device)
+    stored = {f"model.{name}": tensor for name, tensor in embedder.state_dict().items()}
+    checkpoint.load(Path(task.checkpoint), stored, world)
+    evaluator = Evaluator(config, Index.load(config.data.path), world, device)
+    metrics, _ = evaluator.model(embedder)
+    baseline = evaluator.raw_pixels() if config.evaluation.raw_pixels else {}
+    return {"metrics": metrics, "raw_pixels": baseline, "checkpoint": task.checkpoint}
+
+
+class Training:
+    """One training on one rank, from its newest checkpoint or from the start.
+
+    Args:
+        task: what to do.
+        world: the ranks.
+        device: of this rank.
+    """
+
+    def __init__(self, task: Task, world: World, device: torch.device) -> None:
+        self._task, self._world, self._device = task, world, device
+        self._config = task.settings
+        self._split = self._config.data.eval_split
+        self._index = Index.load(self._config.data.path)
+        self._embedder: Embedder = build.build_embedder(self._config).to(device)
+        objective = build.build_objective(self._config, self._index.num_classes, world).to(device)
+        self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
+        self._evaluator = Evaluator(self._config, self._index, world, device)
+        self._tracker = self._open_tracker()
+        self._metrics: dict[str, float] = {}
+        self._local: Embedded | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
+        with build.build_stream(self._config, self._index, self._world) as stream:
+            start = self._resume(stream)
+            self._stream = stream
+            hooks = Hooks(self._log, self._evaluate, self._save, self._task.stop_file.exists)
+            rhythm = build.build_rhythm(self._config)
+            try:
+                end = run_loop(self._trainee, stream, rhythm, hooks, start, self._device)
+                result = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
+                if not end.was_stopped:
+                    result |= self._finish(end.step)
+            except BaseException as error:
+                self._tracker.finish("FAILED", f"{type(error).__name__}: {error}")
+                raise
+        self._tracker.finish(*(("KILLED", "stopped on request") if end.was_stopped else ("FINISHED", "")))
+        return result
+
+    def _finish(self, step: int) -> dict[str, Any]:
+        self._evaluate(step)
+        baseline = self._evaluator.raw_pixels() if self._config.evaluation.raw_pixels else {}
+        named = {f"eval/{self._split}/raw_pixels/{name}": value for name, value in baseline.items()}
+        self._tracker.log_metrics(named, step)
+        assert self._local is not None
+        gallery = self._evaluator.gallery(self._local)
+        if gallery is not None:
+            path = Path(self._task.folder) / "retrieval_gallery.png"
+            gallery.savefig(path)
+            self._tracker.log_artifact(path, "figures")
+        newest = checkpoint.latest(self._task.checkpoints)
+        self._tracker.set_tags({"dmlscale.checkpoint": str(newest)})
+        return {"metrics": self._metrics, "raw_pixels": baseline, "checkpoint": str(newest)}
+
+    def _resume(self, stream: TrainStream) -> int:
+        newest = checkpoint.latest(self._task.checkpoints)
+        if newest is None:
+            if self._config.train.bank_start == "class_means" and self._trainee.objective.banks():
+                self._say(message="one pass over the training split: class banks start at class means")
+                self._trainee.objective.start_at_class_means(self._train_embeddings())
+            return 0
+        record = checkpoint.read_record(newest)
+        checkpoint.load(newest, self._tensors(), self._world)
+        stream.load_state_dict(record.position)
+        self._say(message=f"continuing at step {record.step} from {newest.name}, written by {record.num_ranks} workers")
+        return record.step
+
+    @torch.no_grad()
+    def _train_embeddings(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self._embedder.eval()
+        for batch in build.build_eval_batches(
+            self._config, self._index, self._config.data.train_split, self._world
+        ):
+            here = batch.to(self._device)
+            yield self._embedder(here.images), here.labels
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return tensors(self._embedder, self._trainee.objective, self._trainee.optimizer, self._world)
+
+    def _log(self, step: int, metrics: dict[str, float], position: Position) -> None:
+        if self._world.rank == 0:
+            # Tells whether two runs saw the same global batch, without storing its ids.
+            ids = np.sort(self._stream.global_ids(position))
+            self._say(
+                step=step,
+                steps=self._config.train.steps,
+                metrics=metrics,
+                position=position._asdict(),
+                batch=f"{zlib.crc32(ids.tobytes()):08x}",
+            )
+            self._tracker.log_metrics(metrics, step)
+
+    def _evaluate(self, step: int) -> None:
+        average_buffers(self._embedder, self._world)
+        self._metrics, self._local = self._evaluator.model(self._embedder)
+        named = {f"eval/{self._split}/{name}": value for name, value in self._metrics.items()}
+        self._tracker.log_metrics(named, step)
+        self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics)
+
+    def _save(self, step: int, position: dict[str, int]) -> None:
+        average_buffers(self._embedder, self._world)
+        record = Record(
+            step=step,
+            position=position,
+            num_ranks=self._world.num_ranks,
+            config=self._task.config,
+            tracking={"uri": self._task.tracking_uri, "run": self._task.tracking_run},
+        )
+        keep = self._config.train.keep_checkpoints
+        path = checkpoint.save(self._task.checkpoints, self._tensors(), record, self._world, keep=keep)
+        self._say(step=step, steps=self._config.train.steps, checkpoint=str(path))
+
+    def _open_tracker(self) -> Tracker:
+        if self._world.rank != 0 or self._task.tracking_run is None:
+            return NullTracker()
+        from dmlscale.tracking.mlflow import MlflowTracker  # 3 s to import: on the one rank that needs it
+
+        return MlflowTracker(
+            self._task.tracking_uri,
+            self._task.tracking_run,
+            Path(self._task.folder) / "tracking.jsonl",
+            system_interval_s=self._config.tracking.system_metrics_every_s,
+        )
+
+    def _say(self, **entry: Any) -> None:
+        if self._world.rank == 0:
+            with self._task.progress.open("a") as file:
+                file.write(json.dumps(entry) + "\n")

@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the error was written for the user; any other is ours and shows where it comes from."""
-    return isinstance(error, ValueError | RuntimeError | ImportError) and type(error).__module__.startswith(
-        "dmlscale."
-    )
+    return isinstance(error, ValueError | RuntimeError | ImportError) and type(error).__module__.startswith("dmlscale.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,9 +76,7 @@ def _pack(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from dmlscale.launch.driver import train
 
-    return train(
-        options.config, options.overrides, local=options.local, resume=options.resume, json_file=options.json
-    )
+    return train(options.config, options.overrides, local=options.local, resume=options.resume, json_file=options.json)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

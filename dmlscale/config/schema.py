@@ -54,9 +54,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _streams_divide_classes(self) -> DataConfig:
         if self.classes_per_batch % self.num_streams:
-            raise ValueError(
-                f"num_streams {self.num_streams} must divide classes_per_batch {self.classes_per_batch}"
-            )
+            raise ValueError(f"num_streams {self.num_streams} must divide classes_per_batch {self.classes_per_batch}")
         return self
 
 

@@ -57,9 +57,7 @@ class Index:
         root = Path(path)
         description = read_description(root)
         if description is None or not (root / INDEX_FILE).is_file():
-            raise DataError(
-                f"no dataset at {root} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first"
-            )
+            raise DataError(f"no dataset at {root} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first")
         table = _read_table(root / INDEX_FILE)
         shards, splits = (table[name].combine_chunks() for name in ("shard", "split"))
         columns = Columns(
@@ -124,9 +122,7 @@ def _read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}): delete {path.parent} and pack the dataset again"
-        ) from None
+        raise DataError(f"{path} is damaged ({error}): delete {path.parent} and pack the dataset again") from None
     missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r} (it has: {', '.join(table.column_names)})")
@@ -148,12 +144,8 @@ def _class_names(path: Path, table: pa.Table) -> tuple[str, ...]:
     labels = classes["label"].to_numpy()
     if labels[0] < 0 or labels[-1] >= len(labels) or len(np.unique(labels)) != len(labels):
         unexpected = np.setdiff1d(labels, np.arange(len(labels)))
-        what = (
-            f"label {unexpected[0]} is outside" if len(unexpected) else "a label has two class names, outside"
-        )
-        raise DataError(
-            f"{path}: {what} 0..{len(labels) - 1} for its {len(labels)} classes: pack the dataset again"
-        )
+        what = f"label {unexpected[0]} is outside" if len(unexpected) else "a label has two class names, outside"
+        raise DataError(f"{path}: {what} 0..{len(labels) - 1} for its {len(labels)} classes: pack the dataset again")
     return tuple(classes["class_name"].to_pylist())
 
 
@@ -184,12 +176,8 @@ def _check_shards(root: Path, shard_names: tuple[str, ...], columns: Columns) ->
     for name, end in zip(shard_names, ends.tolist(), strict=True):
         path = root / name
         if not path.is_file():
-            raise DataError(
-                f"shard {path} is missing: restore it, or delete {root} and pack the dataset again"
-            )
+            raise DataError(f"shard {path} is missing: restore it, or delete {root} and pack the dataset again")
         size = path.stat().st_size
         if size < end:
-            what = (
-                "is empty (0 bytes)" if size == 0 else f"is truncated ({size} bytes, the index needs {end})"
-            )
+            what = "is empty (0 bytes)" if size == 0 else f"is truncated ({size} bytes, the index needs {end})"
             raise DataError(f"shard {path} {what}: restore it, or delete {root} and pack the dataset again")

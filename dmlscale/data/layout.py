@@ -58,8 +58,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path} is damaged ({error}): delete {folder} and pack the dataset again") from None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format_version {version!r}, this dmlscale reads {FORMAT_VERSION}: "
-            "pack the dataset again"
+            f"{path} has format_version {version!r}, this dmlscale reads {FORMAT_VERSION}: pack the dataset again"
         )
     return description
 

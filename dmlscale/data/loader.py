@@ -104,9 +104,7 @@ class TrainStream:
         if self._prefetcher is None:
             depth = self._num_threads + _DEPTH
             positions = self._positions_from(self._position)
-            self._prefetcher = Prefetcher(
-                self._make_batch, positions, num_threads=self._num_threads, depth=depth
-            )
+            self._prefetcher = Prefetcher(self._make_batch, positions, num_threads=self._num_threads, depth=depth)
         try:
             batch = next(self._prefetcher)
         except BaseException:
@@ -163,9 +161,7 @@ class TrainStream:
         plan = self._plan(position.epoch)
         positions = np.concatenate([plan.sub_batch(stream, position.step) for stream in self._streams])
         row_ids = self._index.row_ids[positions]
-        return _load(
-            self._index, self._reader, self._transform, row_ids, seed=self._seed, epoch=position.epoch
-        )
+        return _load(self._index, self._reader, self._transform, row_ids, seed=self._seed, epoch=position.epoch)
 
 
 def eval_batches(
@@ -201,9 +197,7 @@ def eval_batches(
         def load(row_ids: NDArray[np.int64]) -> Batch:
             return _load(index, reader, transform, row_ids, seed=0, epoch=0)
 
-        with closing(
-            Prefetcher(load, chunks, num_threads=num_threads, depth=num_threads + _DEPTH)
-        ) as batches:
+        with closing(Prefetcher(load, chunks, num_threads=num_threads, depth=num_threads + _DEPTH)) as batches:
             yield from batches
 
 

@@ -39,9 +39,7 @@ class EpochPlan:
         return self.order[self.bounds[first] : self.bounds[first + self.num_streams]]
 
 
-def check_plan(
-    labels: NDArray[np.int64], *, classes_per_batch: int, samples_per_class: int, num_streams: int
-) -> None:
+def check_plan(labels: NDArray[np.int64], *, classes_per_batch: int, samples_per_class: int, num_streams: int) -> None:
     """Raise one clear error if the data cannot be batched so.
 
     Args:
@@ -73,18 +71,12 @@ def check_plan(
     wanted = f"batches of {classes_per_batch} classes x {samples_per_class} samples"
     asked = f"{wanted} are larger than the data offers"
     if classes_per_batch > num_classes:
-        raise DataError(
-            f"{asked}: classes_per_batch={classes_per_batch}, but there are {num_classes} classes"
-        )
+        raise DataError(f"{asked}: classes_per_batch={classes_per_batch}, but there are {num_classes} classes")
     if samples_per_class > largest:
-        raise DataError(
-            f"{asked}: samples_per_class={samples_per_class}, but the largest class has {largest} samples"
-        )
+        raise DataError(f"{asked}: samples_per_class={samples_per_class}, but the largest class has {largest} samples")
 
 
-def num_steps(
-    labels: NDArray[np.int64], *, classes_per_batch: int, samples_per_class: int, num_streams: int
-) -> int:
+def num_steps(labels: NDArray[np.int64], *, classes_per_batch: int, samples_per_class: int, num_streams: int) -> int:
     """Batches per epoch; the same for every epoch, seed and number of ranks.
 
     As many as hold P groups each, the last ones' shortfall spread over all. With as many streams as classes

@@ -28,9 +28,7 @@ class Prefetcher(Generic[T, R]):
         depth: results that are ready or under way beyond the one asked for.
     """
 
-    def __init__(
-        self, function: Callable[[T], R], arguments: Iterator[T], *, num_threads: int, depth: int
-    ) -> None:
+    def __init__(self, function: Callable[[T], R], arguments: Iterator[T], *, num_threads: int, depth: int) -> None:
         self._function = function
         self._arguments = arguments
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dmlscale-data")

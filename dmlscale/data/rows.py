@@ -55,9 +55,7 @@ def fill_rows(
     return batch_of_group, row_of_group
 
 
-def _fill_row(
-    position: NDArray[np.float64], head: int, taken: NDArray[np.int64], num_steps: int
-) -> NDArray[np.int64]:
+def _fill_row(position: NDArray[np.float64], head: int, taken: NDArray[np.int64], num_steps: int) -> NDArray[np.int64]:
     """Batches (m,), all different, for the m places of a row, close to their positions in the epoch.
 
     The first ``head`` places avoid the batches ``taken``, as far as there are others.

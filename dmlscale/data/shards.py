@@ -46,8 +46,7 @@ class PackSummary:
 
     def __str__(self) -> str:
         parts = [
-            f"{split}: {count} samples, {self.num_classes[split]} classes"
-            for split, count in self.num_samples.items()
+            f"{split}: {count} samples, {self.num_classes[split]} classes" for split, count in self.num_samples.items()
         ]
         verb = "found" if self.is_reused else "packed"
         return f"{verb} {self.path} ({'; '.join(parts)}; {self.num_shards} shards)"
@@ -74,8 +73,7 @@ def ensure_packed(source: Source, out_dir: str | Path, **options: Any) -> PackSu
     if packed != wanted:
         name, old, new = _first_difference(packed, wanted)
         raise DataError(
-            f"{folder} was packed with {name}={old!r}, now asked for {new!r}: "
-            "choose another folder or delete this one"
+            f"{folder} was packed with {name}={old!r}, now asked for {new!r}: choose another folder or delete this one"
         )
     return _summary(folder, description, is_reused=True)
 
@@ -117,9 +115,7 @@ def pack(
                 if progress is not None:
                     progress(count)
             if not len(spool):
-                raise DataError(
-                    f"source {request['source']!r} yields nothing with options {request['options']}"
-                )
+                raise DataError(f"source {request['source']!r} yields nothing with options {request['options']}")
             class_names = _ordered_classes(spool)
             table = _write_shards(spool, class_names, work, shard_size_bytes, run_length, seed)
             pq.write_table(table, work / INDEX_FILE)
@@ -179,9 +175,7 @@ def _work_folder(folder: Path) -> Path:
 
 def _ordered_classes(spool: Spool) -> list[str]:
     """Class names by label: those of the train split first, so that they are 0..C_train-1."""
-    in_train = {
-        name for name, split in zip(spool.class_names, spool.splits, strict=True) if split == TRAIN_SPLIT
-    }
+    in_train = {name for name, split in zip(spool.class_names, spool.splits, strict=True) if split == TRAIN_SPLIT}
     return sorted(in_train) + sorted(set(spool.class_names) - in_train)
 
 

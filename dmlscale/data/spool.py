@@ -61,9 +61,7 @@ class Spool:
         if item.key in self._seen:
             raise DataError(f"key {item.key!r} comes twice from the source: keys must be unique in a dataset")
         if not item.key or "." in item.key:
-            raise DataError(
-                f"key {item.key!r} is empty or has a dot, where WebDataset starts the extension: rename it"
-            )
+            raise DataError(f"key {item.key!r} is empty or has a dot, where WebDataset starts the extension: rename it")
         if not item.data:
             raise DataError(f"sample {item.key!r} has no bytes")
         self._seen.add(item.key)

@@ -68,9 +68,7 @@ class Standardize:
     def _shift(self, pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels, [self.max_shift] * 4, mode="replicate")
-        shift = torch.from_numpy(
-            (draws * (2 * self.max_shift + 1)).astype(np.int64)
-        )  # (b, 2), 0..2 max_shift
+        shift = torch.from_numpy((draws * (2 * self.max_shift + 1)).astype(np.int64))  # (b, 2), 0..2 max_shift
         rows = shift[:, 0, None] + torch.arange(height)  # (b, height)
         columns = shift[:, 1, None] + torch.arange(width)  # (b, width)
         sample = torch.arange(len(pixels))[:, None, None]
@@ -92,9 +90,7 @@ class PapersTrain:
         crops = [self._crop(image, *row) for image, row in zip(images, draws.tolist(), strict=True)]
         return _imagenet_normalised(crops)
 
-    def _crop(
-        self, image: Tensor, area: float, aspect: float, top: float, left: float, flip: float
-    ) -> Tensor:
+    def _crop(self, image: Tensor, area: float, aspect: float, top: float, left: float, flip: float) -> Tensor:
         height, width = image.shape[-2:]
         target = height * width * (self.min_area + (1 - self.min_area) * area)
         ratio = math.exp((2 * aspect - 1) * math.log(self.max_aspect))
@@ -124,9 +120,7 @@ class PapersEval:
     def __call__(self, images: Sequence[Tensor], ids: NDArray[np.int64], *, seed: int, epoch: int) -> Tensor:
         """See ``Transform``."""
         resized = (image_ops.resize(image, [self.resize], InterpolationMode.BILINEAR) for image in images)
-        return _imagenet_normalised(
-            [image_ops.center_crop(image, [self.size, self.size]) for image in resized]
-        )
+        return _imagenet_normalised([image_ops.center_crop(image, [self.size, self.size]) for image in resized])
 
 
 TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
@@ -169,6 +163,4 @@ def _imagenet_normalised(images: Sequence[Tensor]) -> Tensor:
         raise DataError(
             f"this transform normalises RGB pictures, these have {pixels.shape[1]} channel(s): set channels=3"
         )
-    return image_ops.normalize(
-        image_ops.to_dtype(pixels, torch.float32, scale=True), _IMAGENET_MEAN, _IMAGENET_STD
-    )
+    return image_ops.normalize(image_ops.to_dtype(pixels, torch.float32, scale=True), _IMAGENET_MEAN, _IMAGENET_STD)

@@ -35,9 +35,7 @@ class ClassBank(nn.Module):
         ValueError: fewer than one class.
     """
 
-    def __init__(
-        self, num_classes: int, rows_per_class: int, embedding_dim: int, *, seed: int, world: World
-    ) -> None:
+    def __init__(self, num_classes: int, rows_per_class: int, embedding_dim: int, *, seed: int, world: World) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from dmlscale.distributed.blocks import ClassBlock, PairBlock
 from dmlscale.distributed.class_bank import ClassBank
+from dmlscale.distributed.unit import unit_rows
 from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES, Loss
 from dmlscale.losses.hyper_parameters import make
@@ -92,7 +92,7 @@ class GlobalLoss(nn.Module):
             if self._averaged and self.world.num_ranks > 1:
                 embeddings = _ScaledGradient.apply(embeddings, self.world.num_ranks)
             if self.loss.on_sphere:
-                embeddings = normalize(embeddings, dim=1)
+                embeddings = unit_rows(embeddings)
             return self.loss(self._block(embeddings, labels))
 
     def _block(self, embeddings: Tensor, labels: Tensor) -> PairBlock | ClassBlock:
@@ -102,7 +102,7 @@ class GlobalLoss(nn.Module):
         return ClassBlock(
             embeddings,
             labels,
-            normalize(weight, dim=2) if self.loss.on_sphere else weight,
+            unit_rows(weight) if self.loss.on_sphere else weight,
             first_class=self.bank.start,
             num_classes=self.bank.num_classes,
             world=self.world,
@@ -121,13 +121,9 @@ class GlobalLoss(nn.Module):
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
-            raise ValueError(
-                f"embeddings must be (b, {self.embedding_dim}), got {tuple(embeddings.shape)}"
-            )
+            raise ValueError(f"embeddings must be (b, {self.embedding_dim}), got {tuple(embeddings.shape)}")
         if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(
-                f"labels must be ({len(embeddings)},) int64, got {tuple(labels.shape)} {labels.dtype}"
-            )
+            raise ValueError(f"labels must be ({len(embeddings)},) int64, got {tuple(labels.shape)} {labels.dtype}")
         if self.bank is not None and len(labels):
             inside = ((labels >= 0) & (labels < self.bank.num_classes)).all()
             message = f"{self.name}: a label is outside 0..{self.bank.num_classes - 1}"

@@ -46,9 +46,7 @@ class Band:
         matrix.scatter_(1, self._class_columns, value)
 
 
-def mine(
-    grid: Grid, rows: Tensor, columns: Tensor, on_sphere: bool, select: Select, value: Value
-) -> Tensor:
+def mine(grid: Grid, rows: Tensor, columns: Tensor, on_sphere: bool, select: Select, value: Value) -> Tensor:
     """Sum over each row's selected tuples of ``value(squared distances of each role)`` -> (r,)."""
     result: Tensor = _Mined.apply(grid, rows, columns, on_sphere, select, value)
     return result
@@ -108,18 +106,13 @@ def _entries(rows: Tensor, columns: Tensor, index: Tensor, on_sphere: bool) -> T
     return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
 
 
-def _entry_gradients(
-    value: Value, squared: list[Tensor], valid: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
+def _entry_gradients(value: Value, squared: list[Tensor], valid: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         leaves = [entry.requires_grad_() for entry in squared]
         total = value(*leaves).masked_fill(~valid, 0.0).sum(1)
         found = torch.autograd.grad(total, leaves, gradient)
     # Equal points have no direction to move in.
-    return tuple(
-        by_entry * (leaf > SMALLEST_SQUARED_DISTANCE)
-        for by_entry, leaf in zip(found, leaves, strict=True)
-    )
+    return tuple(by_entry * (leaf > SMALLEST_SQUARED_DISTANCE) for by_entry, leaf in zip(found, leaves, strict=True))
 
 
 def _scatter(

@@ -9,7 +9,6 @@ from torch import nn
 
 from dmlscale.distributed.world import World
 
-
 # torch 2.15 renamed the option.
 _NEW_NAME = "forward_sync_buffers"
 _OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
@@ -39,9 +38,7 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     return wrapped
 
 
-def _summed(
-    group: dist.ProcessGroup | None, bucket: dist.GradBucket
-) -> torch.futures.Future[torch.Tensor]:
+def _summed(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])

@@ -75,12 +75,8 @@ def evaluate(
     embeddings, labels = everything.embeddings.numpy(), everything.labels.numpy()
     if not len(labels):
         raise ValueError("there are no samples to evaluate")
-    if not np.isfinite(
-        embeddings
-    ).all():  # here and not in the search: every rank must raise, or the others hang
-        raise ValueError(
-            "embeddings hold NaN or infinity: the training has diverged; try a lower learning rate"
-        )
+    if not np.isfinite(embeddings).all():  # here and not in the search: every rank must raise, or the others hang
+        raise ValueError("embeddings hold NaN or infinity: the training has diverged; try a lower learning rate")
     sums = _search(embeddings, labels, np.flatnonzero(owners.numpy() == rank), ks, metric)
     num_classes = len(np.unique(labels))
     clustering = 0.0

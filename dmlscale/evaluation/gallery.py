@@ -118,9 +118,7 @@ def gallery_rows(
             ),
         )
 
-    return [
-        row_of(query) for query in pick_queries(scores, num_queries, seed=seed, labels=labels[candidates])
-    ]
+    return [row_of(query) for query in pick_queries(scores, num_queries, seed=seed, labels=labels[candidates])]
 
 
 def _first_of_new_classes(

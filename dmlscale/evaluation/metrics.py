@@ -44,9 +44,7 @@ def query_scores(
     Source: Musgrave et al. 2020, arXiv:2003.08505, section 3.2 (R-precision, MAP@R); Oh Song et al. 2016,
         arXiv:1511.06452 (Recall@K: is any of the first K of the query's class?).
     """
-    neighbors, labels, relevant = (
-        np.asarray(values) for values in (neighbor_labels, query_labels, num_relevant)
-    )
+    neighbors, labels, relevant = (np.asarray(values) for values in (neighbor_labels, query_labels, num_relevant))
     num_columns = neighbors.shape[1]
     needed = max([*ks, int(relevant.max(initial=1))])
     if num_columns < needed:
@@ -60,9 +58,7 @@ def query_scores(
     precision_here = np.cumsum(is_relevant, axis=1) / positions
 
     first_hit = np.where(is_relevant.any(axis=1), is_relevant.argmax(axis=1), num_columns)
-    scores: dict[str, NDArray[np.float64]] = {
-        f"recall_at_{k}": (first_hit < k).astype(np.float64) for k in ks
-    }
+    scores: dict[str, NDArray[np.float64]] = {f"recall_at_{k}": (first_hit < k).astype(np.float64) for k in ks}
     scores["precision_at_1"] = is_relevant[:, 0].astype(np.float64)
     scores["r_precision"] = within_r.sum(axis=1) / divisor
     scores["map_at_r"] = (precision_here * within_r).sum(axis=1) / divisor
@@ -110,12 +106,8 @@ def recall_at_k(neighbor_labels: Ints, query_labels: Ints, num_relevant: Ints, k
 
     Needs only k columns. Args and errors as for `query_scores` and `means`.
     """
-    neighbors, labels, relevant = (
-        np.asarray(values) for values in (neighbor_labels, query_labels, num_relevant)
-    )
-    at_most_k = np.minimum(
-        relevant, k
-    )  # recall does not look behind column k, so those columns may be absent
+    neighbors, labels, relevant = (np.asarray(values) for values in (neighbor_labels, query_labels, num_relevant))
+    at_most_k = np.minimum(relevant, k)  # recall does not look behind column k, so those columns may be absent
     return means(retrieval_sums(neighbors, labels, at_most_k, ks=(k,)))[f"recall_at_{k}"]
 
 
@@ -148,6 +140,4 @@ def count_relevant(labels: Ints) -> IntArray:
 
 def nmi(assignments: Ints, labels: Ints) -> float:
     """Normalised mutual information of clusters and classes, arithmetic average of the two entropies."""
-    return float(
-        normalized_mutual_info_score(np.asarray(labels), np.asarray(assignments), average_method="arithmetic")
-    )
+    return float(normalized_mutual_info_score(np.asarray(labels), np.asarray(assignments), average_method="arithmetic"))

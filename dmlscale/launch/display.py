@@ -24,8 +24,14 @@ class PackProgress:
         self._bar: Progress | None = None
 
     def __call__(self, count: int) -> None:
+        """Shows that ``count`` items are packed."""
         if self._bar is None:
-            columns = (TextColumn("packing"), BarColumn(), TextColumn("{task.completed} samples"), TimeRemainingColumn())
+            columns = (
+                TextColumn("packing"),
+                BarColumn(),
+                TextColumn("{task.completed} samples"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task("packing", total=self._total)
             self._bar.start()

@@ -19,8 +19,8 @@ from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.launch import preflight, run_folder
-from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.display import ProgressTail, metrics_table
+from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.task import Task
 from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url
 from dmlscale.training import checkpoint
@@ -29,9 +29,7 @@ from dmlscale.training import checkpoint
 EXIT_RESUME_ME = 75
 
 
-def train(
-    config_file: str, overrides: list[str], *, local: bool, resume: bool, json_file: str | None
-) -> int:
+def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, json_file: str | None) -> int:
     """Trains as the config says and shows the figures.
 
     Returns:

@@ -61,9 +61,7 @@ class Evaluator:
             return reader.image(row_id).permute(1, 2, 0).squeeze(2).numpy()
 
         try:
-            return retrieval_gallery(
-                rows, load_image, class_name=lambda label: self._index.class_names[label]
-            )
+            return retrieval_gallery(rows, load_image, class_name=lambda label: self._index.class_names[label])
         finally:
             reader.close()
 

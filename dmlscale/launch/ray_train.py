@@ -69,7 +69,9 @@ def _connect(address: str | None, own_cluster: bool) -> None:
     try:
         ray.init(**settings)
     except (ConnectionError, RuntimeError) as error:
-        raise LaunchError(f"cannot reach the Ray cluster {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+        raise LaunchError(
+            f"cannot reach the Ray cluster {address or os.environ.get('RAY_ADDRESS')}: {error}"
+        ) from error
 
 
 def _require(resources: ResourcesConfig, available: dict[str, float], where: str) -> None:

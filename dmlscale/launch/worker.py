@@ -117,9 +117,7 @@ class Training:
     @torch.no_grad()
     def _train_embeddings(self) -> Iterator[tuple[Tensor, Tensor]]:
         self._embedder.eval()
-        for batch in build.build_eval_batches(
-            self._config, self._index, self._config.data.train_split, self._world
-        ):
+        for batch in build.build_eval_batches(self._config, self._index, self._config.data.train_split, self._world):
             here = batch.to(self._device)
             yield self._embedder(here.images), here.labels
 

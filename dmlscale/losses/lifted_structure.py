@@ -55,10 +55,9 @@ class LiftedStructure:
         return self.normalize
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
         negatives = block.logsumexp(MarginMinusDistance(self.margin), over="columns", where="negative")
-        pairs = block.sum(
-            _squared_hinge, where="positive", rows=(negatives,), columns=(block.to_columns(negatives),)
-        )
+        pairs = block.sum(_squared_hinge, where="positive", rows=(negatives,), columns=(block.to_columns(negatives),))
         # Every unordered pair stands in the matrix twice, in the sum as in the count.
         ordered_pairs = block.total(block.count(over="columns", where="positive"), of="rows")
         return pairs / (2 * ordered_pairs.clamp_min(1))

@@ -40,6 +40,7 @@ class NormSoftmax:
             raise ValueError(f"norm_softmax: scale must be positive, got {self.scale}")
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
         logits = ScaledSimilarity(self.scale)
         # The target is left out before the sum: subtracting it afterwards cancels once the model has converged.
         others = block.logsumexp(logits, over="columns", where="negative")

@@ -47,6 +47,7 @@ class ProxyAnchor:
             raise ValueError(f"proxy_anchor: margin is a cosine in [0, 1], got {self.margin}")
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
         attract = ScaledSimilarity(-self.scale, self.scale * self.margin)
         repel = ScaledSimilarity(self.scale, self.scale * self.margin)
         positives = block.logsumexp(attract, over="rows", where="positive")

@@ -7,7 +7,7 @@ named ones cost a fraction of that, and know their range, so that no row maximum
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,25 @@ from torch.nn.functional import threshold
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 
 ZERO_DISTANCE = 1.0001 * SMALLEST_SQUARED_DISTANCE**0.5
+
+
+class NamedScore(Protocol):
+    """A score with a derivative of its own."""
+
+    through: Literal["similarity", "distance"]  # what of the tile it is a function of
+    upper_bound: float | None  # for any rows and columns, where there is one
+
+    def __call__(self, tile: Tile) -> Tensor:
+        """The scores of a tile -> (r, c)."""
+
+    def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
+        """``score - offset`` -> (r, c), in as few sweeps over the tile as possible; may overwrite its similarity."""
+
+    def range_on_sphere(self) -> tuple[float, float]:
+        """Smallest and largest value for unit rows and columns."""
+
+    def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
+        """Turns the gradient by the score into that by the similarity, in place."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +49,19 @@ class ScaledSimilarity:
     scale: float
     shift: float = 0.0
 
-    through: Literal["similarity", "distance"] = "similarity"
+    through: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    upper_bound: ClassVar[float | None] = None
 
     def __call__(self, tile: Tile) -> Tensor:
-        scaled = tile.similarity * self.scale
-        return scaled.add_(self.shift) if self.shift else scaled
+        """The scores of a tile -> (r, c)."""
+        return self.minus(tile, 0.0)
+
+    def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
+        """``score - offset`` -> (r, c)."""
+        # A scale of one means that the product was scaled before: what is left is done in place, or not at all.
+        scaled = tile.similarity if self.scale == 1 else tile.similarity * self.scale
+        offset = offset - self.shift
+        return scaled if isinstance(offset, float) and offset == 0 else scaled.sub_(offset)
 
     def range_on_sphere(self) -> tuple[float, float]:
         """Smallest and largest value for unit rows and columns."""
@@ -42,7 +69,7 @@ class ScaledSimilarity:
 
     def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
         """Turns the gradient by the score into the gradient by the similarity, in place."""
-        return gradient.mul_(self.scale)
+        return gradient if self.scale == 1 else gradient.mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -55,10 +82,20 @@ class MarginMinusDistance:
 
     margin: float
 
-    through: Literal["similarity", "distance"] = "distance"
+    through: ClassVar[Literal["similarity", "distance"]] = "distance"
+
+    @property
+    def upper_bound(self) -> float:
+        """A distance is never negative."""
+        return self.margin
 
     def __call__(self, tile: Tile) -> Tensor:
+        """The scores of a tile -> (r, c)."""
         return self.margin - tile.distance
+
+    def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
+        """``score - offset`` -> (r, c)."""
+        return (self.margin - offset) - tile.distance
 
     def range_on_sphere(self) -> tuple[float, float]:
         """Smallest and largest value for unit rows and columns."""
@@ -68,3 +105,8 @@ class MarginMinusDistance:
         """Turns the gradient by the score into that by the similarity, in place: d(-D)/ds = 1/D."""
         # Equal points have no direction to move in: 1/inf. A threshold is vectorised, a mask is not.
         return gradient.div_(threshold(tile.distance, ZERO_DISTANCE, torch.inf))
+
+
+def named(score: object) -> NamedScore | None:
+    """The score itself, if it brings its own derivative."""
+    return score if isinstance(score, ScaledSimilarity | MarginMinusDistance) else None

@@ -63,6 +63,7 @@ class SoftTriple:
         return self.centers_per_class
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
         classes = block.soft_assigned(self.assignment_temperature)
         logits = ScaledSimilarity(self.scale)
         others = classes.logsumexp(logits, over="columns", where="negative")

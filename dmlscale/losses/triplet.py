@@ -63,6 +63,7 @@ class Triplet:
         return self.mining == "semi_hard" if self.squared is None else self.squared
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
         return self._semi_hard(block) if self.mining == "semi_hard" else self._batch_hard(block)
 
     def _semi_hard(self, block: SimilarityBlock) -> Tensor:

@@ -41,9 +41,7 @@ def backbone(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"model.backbone: timm has no model {name!r}{hint}")
     try:
-        net = timm.create_model(
-            name, pretrained=pretrained, in_chans=channels, num_classes=0, **dict(options or {})
-        )
+        net = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **dict(options or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"model.options: timm refused to build {name!r}: {error}") from error
     if batch_norm == "sync":

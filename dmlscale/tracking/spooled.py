@@ -63,9 +63,7 @@ class SpooledTracker:
         self._sender = Sender(self._spool, deliver)
         self._system_prefix = f"system/{node}/" if node else "system/"
         self._sampler = (
-            None
-            if system_interval_s is None
-            else SystemSampler(self._log_system, interval_s=system_interval_s)
+            None if system_interval_s is None else SystemSampler(self._log_system, interval_s=system_interval_s)
         )
 
     def log_params(self, params: Mapping[str, Any]) -> None:

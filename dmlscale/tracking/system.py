@@ -75,9 +75,7 @@ class Probe:
         }
         if network is not None and self._network is not None:  # None in a sandbox without interfaces
             metrics["network_receive_megabytes"] = (network.bytes_recv - self._network.bytes_recv) / _MEGABYTE
-            metrics["network_transmit_megabytes"] = (
-                network.bytes_sent - self._network.bytes_sent
-            ) / _MEGABYTE
+            metrics["network_transmit_megabytes"] = (network.bytes_sent - self._network.bytes_sent) / _MEGABYTE
         for number, gpu in enumerate(self._gpus):
             metrics |= {f"gpu_{number}_{name}": value for name, value in self._read_gpu(gpu).items()}
         return metrics

@@ -84,9 +84,7 @@ def run_loop(
             if not math.isfinite(metrics["train/loss"]):
                 raise DivergedError(f"the loss is {metrics['train/loss']} at step {done}: lower the learning rates")
             metrics |= {f"train/{name}": float(value) for name, value in terms.items()}
-            metrics |= {
-                f"train/lr_{group['name']}": float(group["lr"]) for group in trainee.optimizer.param_groups
-            }
+            metrics |= {f"train/lr_{group['name']}": float(group["lr"]) for group in trainee.optimizer.param_groups}
             hooks.log(done, metrics | meter.read(), position)
         position = following
         is_last = done == rhythm.steps

@@ -52,11 +52,7 @@ def optimizer(
         ("bank", objective, bank_lr, bank_weight_decay),
     ):
         for decayed in (True, False):
-            parameters = [
-                p
-                for p in module.parameters()
-                if p.requires_grad and (p.ndim > 1) == decayed
-            ]
+            parameters = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == decayed]
             if parameters:
                 groups.append(
                     {

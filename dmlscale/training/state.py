@@ -41,9 +41,7 @@ class Record:
     tracking: dict[str, Any]
 
 
-def tensors(
-    embedder: nn.Module, objective: Objective, optimizer: Optimizer | None, world: World
-) -> dict[str, Tensor]:
+def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizer | None, world: World) -> dict[str, Tensor]:
     """Every tensor of a run under its name, sharing memory with the run: saving reads it, loading fills it.
 
     Class banks and their optimizer state are DTensors cut along the global class id, so that another number of

@@ -67,9 +67,7 @@ def test_empty_shard(damaged: Path) -> None:
 def test_truncated_shard(damaged: Path) -> None:
     with (damaged / "test-000000.tar").open("r+b") as file:
         file.truncate(20_000)
-    with pytest.raises(
-        DataError, match=r"test-000000\.tar is truncated \(20000 bytes, the index needs \d+\)"
-    ):
+    with pytest.raises(DataError, match=r"test-000000\.tar is truncated \(20000 bytes, the index needs \d+\)"):
         Index.load(damaged)
 
 

@@ -79,9 +79,7 @@ def test_undecodable_picture_is_named(copy: Path) -> None:
         file.seek(offset)
         file.write(b"no picture")
     key = index.key(0)
-    with pytest.raises(
-        DataError, match=rf"'{key}' \(shard .*train-000000\.tar, offset {offset}\) is no readable"
-    ):
+    with pytest.raises(DataError, match=rf"'{key}' \(shard .*train-000000\.tar, offset {offset}\) is no readable"):
         Reader(index, channels=1).image(0)
 
 

@@ -13,8 +13,7 @@ from dmlscale.data.transforms import TRANSFORMS, find_transform
 def pictures(count: int, channels: int = 3, height: int = 40, width: int = 50) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randint(0, 256, (channels, height, width), generator=generator, dtype=torch.uint8)
-        for _ in range(count)
+        torch.randint(0, 256, (channels, height, width), generator=generator, dtype=torch.uint8) for _ in range(count)
     ]
 
 

@@ -40,7 +40,7 @@ class GlooPool:
         for pipe in self._pipes[:num_ranks]:
             pipe.send((num_ranks, function, args))
         answers = [self._answer(rank) for rank in range(num_ranks)]
-        for rank, (result, error) in enumerate(answers):
+        for rank, (_, error) in enumerate(answers):
             if error is not None:
                 raise RuntimeError(f"rank {rank} of {num_ranks}:\n{error}")
         return [result for result, _ in answers]

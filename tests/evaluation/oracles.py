@@ -26,9 +26,7 @@ def split(samples: Embedded, sizes: list[int]) -> list[Embedded]:
     return [Embedded(*parts) for parts in zip(*(tensor.split(sizes) for tensor in samples), strict=True)]
 
 
-def brute_force(
-    embeddings: NDArray[np.floating], labels: NDArray[np.integer], ks: tuple[int, ...]
-) -> dict[str, float]:
+def brute_force(embeddings: NDArray[np.floating], labels: NDArray[np.integer], ks: tuple[int, ...]) -> dict[str, float]:
     """Cosine retrieval of each sample among the others, one query and one rank at a time."""
     unit = embeddings.astype(np.float64)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)

@@ -79,9 +79,7 @@ def test_equals_brute_force_and_counts() -> None:
 
 def test_a_sample_embedded_twice_counts_once() -> None:
     samples = random_samples(31)
-    padded = Embedded(
-        *(torch.cat([tensor, tensor[:1]]) for tensor in samples)
-    )  # a sampler that pads the last rank
+    padded = Embedded(*(torch.cat([tensor, tensor[:1]]) for tensor in samples))  # a sampler that pads the last rank
     for result in evaluate_on_ranks(split(padded, [16, 16])):
         assert result == pytest.approx(evaluate(samples), abs=1e-12)
 

@@ -24,9 +24,7 @@ def test_fewer_queries_than_asked_for_and_none_without_an_answer() -> None:
     picked = pick_queries(scores, 9)
     assert sorted(query.row for query in picked) == [1, 3]
     assert pick_queries(np.array([np.nan]), 3) == []
-    assert [query.kind for query in pick_queries(np.arange(50.0), 7)] == ["worst"] * 3 + ["random"] * 2 + [
-        "best"
-    ] * 2
+    assert [query.kind for query in pick_queries(np.arange(50.0), 7)] == ["worst"] * 3 + ["random"] * 2 + ["best"] * 2
 
 
 def test_every_class_once_before_any_twice() -> None:

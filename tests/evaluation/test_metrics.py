@@ -40,9 +40,7 @@ def test_all_metrics_equal_brute_force(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_metrics_equal_pytorch_metric_learning(seed: int) -> None:
-    samples = random_samples(
-        num_samples=200, num_classes=60, dim=16, seed=seed
-    )  # some classes have one sample
+    samples = random_samples(num_samples=200, num_classes=60, dim=16, seed=seed)  # some classes have one sample
     embeddings, labels = samples.embeddings.numpy(), samples.labels.numpy()
     relevant = count_relevant(labels)
     assert (relevant == 0).any()
@@ -111,9 +109,7 @@ def test_sums_of_parts_are_the_sums_of_the_whole(labels: list[int], cut: int, se
         for part in (slice(0, cut), slice(cut, None))
     ]
     added = add_sums(*parts)
-    assert {name: count for name, (_, count) in added.items()} == {
-        name: count for name, (_, count) in whole.items()
-    }
+    assert {name: count for name, (_, count) in added.items()} == {name: count for name, (_, count) in whole.items()}
     assert all(added[name][0] == pytest.approx(whole[name][0], abs=1e-12) for name in whole)
     assert all(total <= count + 1e-9 for total, count in whole.values())
 

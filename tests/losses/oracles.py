@@ -70,10 +70,7 @@ def soft_triple(
     loss = _average(terms, x)
     if regularizer_weight and K > 1:
         spread = [
-            torch.sqrt(2 + 1e-5 - 2 * (w[c, s] @ w[c, t]))
-            for c in range(C)
-            for s in range(K)
-            for t in range(s + 1, K)
+            torch.sqrt(2 + 1e-5 - 2 * (w[c, s] @ w[c, t])) for c in range(C) for s in range(K) for t in range(s + 1, K)
         ]
         loss = loss + regularizer_weight * torch.stack(spread).sum() / (C * K * (K - 1))
     return loss

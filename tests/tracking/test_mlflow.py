@@ -97,9 +97,7 @@ def test_everything_logged_is_on_the_run(sqlite_uri: str, tmp_path: Path) -> Non
     assert not (tmp_path / "spool.jsonl.files").exists()
 
 
-def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(
-    sqlite_uri: str, tmp_path: Path
-) -> None:
+def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(sqlite_uri: str, tmp_path: Path) -> None:
     run_id = _new_run(sqlite_uri)
     crashed = _tracker(sqlite_uri, run_id, tmp_path)
     for step in range(1, 6):

@@ -6,9 +6,7 @@ import pytest
 from dmlscale.tracking.store import artifact_folder, dashboard_command, resolve_uri, run_url
 
 
-def test_explicit_before_environment_before_local_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_explicit_before_environment_before_local_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-env:5000")
     assert resolve_uri("http://explicit:1") == "http://explicit:1"
     assert resolve_uri(None) == resolve_uri("") == "http://from-env:5000"
@@ -16,9 +14,7 @@ def test_explicit_before_environment_before_local_file(
     assert resolve_uri(None, folder=tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_sqlite_paths_are_absolute_wherever_a_worker_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_sqlite_paths_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"

@@ -44,14 +44,10 @@ def font_file(face: str) -> Path:
     # The location alone is wanted; importing matplotlib would cost each rendering process half a second.
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            "source 'glyphs' draws with the fonts of matplotlib, which is missing: pip install matplotlib"
-        )
+        raise DataError("source 'glyphs' draws with the fonts of matplotlib, which is missing: pip install matplotlib")
     path = Path(next(iter(spec.submodule_search_locations)), "mpl-data", "fonts", "ttf", f"{face}.ttf")
     if not path.is_file():
-        raise DataError(
-            f"font file {path} is missing: reinstall matplotlib, or leave {face!r} out of 'faces'"
-        )
+        raise DataError(f"font file {path} is missing: reinstall matplotlib, or leave {face!r} out of 'faces'")
     return path
 
 

@@ -55,9 +55,7 @@ def _standardised(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
-def distinct_characters(
-    code_points: list[int], reports: list[FaceReport], min_faces: int
-) -> NDArray[np.int64]:
+def distinct_characters(code_points: list[int], reports: list[FaceReport], min_faces: int) -> NDArray[np.int64]:
     """Positions of the characters to keep, ascending.
 
     In the order of ``code_points``, a character is kept if enough faces draw it and it looks like none that

@@ -68,17 +68,11 @@ class Glyphs:
         # A config file gives a list; equal options must be equal sources.
         object.__setattr__(self, "faces", tuple(self.faces))
         if not 1 <= self.min_faces <= len(self.faces):
-            raise DataError(
-                f"glyphs: min_faces={self.min_faces}, must be 1 to {len(self.faces)} (number of 'faces')"
-            )
+            raise DataError(f"glyphs: min_faces={self.min_faces}, must be 1 to {len(self.faces)} (number of 'faces')")
         if self.limit_classes is not None and self.limit_classes < 1:
-            raise DataError(
-                f"glyphs: limit_classes={self.limit_classes}, must be at least 1 (or null for all)"
-            )
+            raise DataError(f"glyphs: limit_classes={self.limit_classes}, must be at least 1 (or null for all)")
         if self.num_processes is not None and self.num_processes < 1:
-            raise DataError(
-                f"glyphs: num_processes={self.num_processes}, must be at least 1 (or null for all cores)"
-            )
+            raise DataError(f"glyphs: num_processes={self.num_processes}, must be at least 1 (or null for all cores)")
         for face in self.faces:
             font_file(face)
 
@@ -113,8 +107,7 @@ class Glyphs:
         for num_candidates in itertools.count(3 * self.limit_classes, 2 * self.limit_classes):
             classes = self._distinct_classes(characters[:num_candidates], ordered_map)
             limited = [
-                [c for c in classes if c.split == split][: self.limit_classes]
-                for split in (TRAIN_SPLIT, TEST_SPLIT)
+                [c for c in classes if c.split == split][: self.limit_classes] for split in (TRAIN_SPLIT, TEST_SPLIT)
             ]
             if all(len(part) == self.limit_classes for part in limited) or num_candidates >= len(characters):
                 break
@@ -124,9 +117,7 @@ class Glyphs:
         reports = list(ordered_map(partial(inspect_face, code_points=characters), self.faces))
         classes = []
         for position in distinct_characters(characters, reports, self.min_faces):
-            faces = (
-                face for face, report in zip(self.faces, reports, strict=True) if report.is_drawn[position]
-            )
+            faces = (face for face, report in zip(self.faces, reports, strict=True) if report.is_drawn[position])
             code_point = characters[position]
             classes.append(GlyphClass(code_point, _split_of(code_point), tuple(faces)))
         return classes
@@ -158,9 +149,7 @@ class OrderedMap:
     def __init__(self, pool: ProcessPoolExecutor | None) -> None:
         self._pool = pool
 
-    def __call__(
-        self, function: Callable[[T], R], arguments: Iterator[T] | list[T] | tuple[T, ...]
-    ) -> Iterator[R]:
+    def __call__(self, function: Callable[[T], R], arguments: Iterator[T] | list[T] | tuple[T, ...]) -> Iterator[R]:
         """Apply ``function`` to every argument."""
         if self._pool is None:
             yield from map(function, arguments)

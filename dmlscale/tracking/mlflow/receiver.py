@@ -154,9 +154,7 @@ def run_tags(tags: Mapping[str, Any]) -> list[RunTag]:
     return [RunTag(clean_name(name), _cut(str(value), _LONGEST_TAG)) for name, value in tags.items()]
 
 
-def set_status(
-    client: MlflowClient, run_id: str, status: str, reason: str = "", time_ms: int | None = None
-) -> None:
+def set_status(client: MlflowClient, run_id: str, status: str, reason: str = "", time_ms: int | None = None) -> None:
     """End a run, with the reason as a tag."""
     if reason:
         client.log_batch(run_id, tags=run_tags({"dmlscale.reason": reason}))

@@ -169,9 +169,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
             if experiment is None:
                 raise error
     if experiment.lifecycle_stage == "deleted":
-        raise ValueError(
-            f"tracking experiment {name!r} has been deleted in {uri}: restore it or name another one"
-        )
+        raise ValueError(f"tracking experiment {name!r} has been deleted in {uri}: restore it or name another one")
     return str(experiment.experiment_id)
 
 

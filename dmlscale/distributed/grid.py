@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dmlscale.losses.block import Where
 
-ROWS_ON_CPU, COLUMNS_ON_CPU = 512, 512  # 1 MB in fp32: a tile and its companions stay in the L2 cache
+ROWS_ON_CPU, COLUMNS_ON_CPU = 256, 512  # 0.5 MB in fp32: a tile and its companions stay in the L2 cache
+POSITIVE_ROWS = 64
 ROWS_ON_GPU, COLUMNS_ON_GPU = 4096, 8192
 
 
@@ -58,10 +59,10 @@ class Grid:
 
     def cells(self, where: Where) -> Iterator[Cell]:
         """The cells that can hold such entries, row band by row band."""
-        bounds = self._zones()
-        for band, top in enumerate(range(0, len(self.row_labels), self.tile_rows)):
-            bottom = min(top + self.tile_rows, len(self.row_labels))
-            start, stop = bounds[band]
+        # Positives lie near the diagonal: the lower a band, the fewer negatives its zone covers.
+        height = self.tile_rows if where == "negative" else min(self.tile_rows, POSITIVE_ROWS)
+        for (start, stop), top in zip(self._zones(height), range(0, len(self.row_labels), height), strict=True):
+            bottom = min(top + height, len(self.row_labels))
             zones = [(start, stop, True)]
             if where == "negative":
                 zones = [(0, start, False), (start, stop, True), (stop, len(self.column_labels), False)]
@@ -69,12 +70,12 @@ class Grid:
                 for left in range(zone_start, zone_stop, self.tile_columns):
                     yield Cell(top, bottom, left, min(left + self.tile_columns, zone_stop), mixed)
 
-    def _zones(self) -> list[tuple[int, int]]:
+    def _zones(self, height: int) -> list[tuple[int, int]]:
         """For each band of rows, the range of columns whose label may equal that of one of its rows."""
         if len(self.row_labels) == 0:
             return []
-        tops = torch.arange(0, len(self.row_labels), self.tile_rows, device=self.row_labels.device)
-        lasts = (tops + self.tile_rows - 1).clamp_max(len(self.row_labels) - 1)
+        tops = torch.arange(0, len(self.row_labels), height, device=self.row_labels.device)
+        lasts = (tops + height - 1).clamp_max(len(self.row_labels) - 1)
         starts = torch.searchsorted(self.column_labels, self.row_labels[tops])
         stops = torch.searchsorted(self.column_labels, self.row_labels[lasts], right=True)
         return [(a, b) for a, b in torch.stack([starts, stops], 1).tolist()]

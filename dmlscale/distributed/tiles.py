@@ -58,6 +58,19 @@ class Reduction:
         return self.assignment.centers_per_class if self.assignment else 1
 
 
+class Scratch:
+    """Memory for one product at a time: fresh pages for every tile would cost as much as a sweep over it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def take(self, r: int, c: int) -> Tensor:
+        """(r, c), valid until the next call."""
+        if len(self._memory) < r * c:
+            self._memory = self._memory.new_empty(r * c)
+        return self._memory[: r * c].view(r, c)
+
+
 class Sides(NamedTuple):
     """The tensors of a block: rows (r, d), columns (c * K, d), and vectors along either side."""
 
@@ -66,29 +79,32 @@ class Sides(NamedTuple):
     row_norms: Tensor | None  # (r,) squared lengths; None on the sphere
     column_norms: Tensor | None  # (c,)
     vectors: tuple[Tensor, ...]
+    scratch: Scratch
 
     @classmethod
     def of(cls, reduction: Reduction, rows: Tensor, columns: Tensor, vectors: tuple[Tensor, ...]) -> Sides:
         """The sides with their squared lengths, where those matter."""
+        scratch = Scratch(rows)
         if reduction.on_sphere:
-            return cls(rows, columns, None, None, vectors)
-        return cls(rows, columns, rows.square().sum(1), columns.square().sum(1), vectors)
+            return cls(rows, columns, None, None, vectors, scratch)
+        return cls(rows, columns, rows.square().sum(1), columns.square().sum(1), vectors, scratch)
 
     def similarity(self, cell: Cell, depth: int = 1) -> Tensor:
-        """(r, c * K) dot products of a cell."""
-        return self.rows[cell.top : cell.bottom] @ self.columns[cell.left * depth : cell.right * depth].T
+        """(r, c * K) dot products of a cell, in the scratch memory."""
+        rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left * depth : cell.right * depth]
+        return torch.mm(rows, columns.T, out=self.scratch.take(len(rows), len(columns)))
 
     def squared_distance(self, cell: Cell, similarity: Tensor | None = None) -> Tensor:
-        """(r, c) squared distances of a cell, from its similarities if they are there already."""
-        if self.row_norms is None or self.column_norms is None:
-            squared = (self.similarity(cell).mul_(-2) if similarity is None else similarity * -2).add_(2)
+        """(r, c) squared distances of a cell; in the scratch memory if its similarities are not given."""
+        rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left : cell.right]
+        on_sphere = self.row_norms is None or self.column_norms is None
+        offset = rows.new_full((1,), 2.0) if on_sphere else self.column_norms[None, cell.left : cell.right]
+        if similarity is None:
+            squared = self.scratch.take(len(rows), len(columns))
+            torch.addmm(offset, rows, columns.T, alpha=-2, out=squared)
         else:
-            offset = self.column_norms[None, cell.left : cell.right]
-            if similarity is None:
-                rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left : cell.right]
-                squared = torch.addmm(offset, rows, columns.T, alpha=-2)
-            else:
-                squared = torch.add(offset, similarity, alpha=-2)
+            squared = torch.add(offset, similarity, alpha=-2)
+        if not on_sphere:
             squared.add_(self.row_norms[cell.top : cell.bottom, None])
         return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
 

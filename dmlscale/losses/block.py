@@ -56,6 +56,12 @@ class Tile:
         """(r, c) Euclidean distance."""
         return self.squared_distance.sqrt()
 
+    def take_distance(self) -> Tensor:
+        """`distance`, in the memory of the squared distance, which is gone afterwards."""
+        self.__dict__["distance"] = self.squared_distance.sqrt_()
+        del self.__dict__["squared_distance"]
+        return self.distance
+
 
 Score = Callable[[Tile], Tensor]
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn.functional import threshold
+from torch import Tensor, threshold_
 
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 
@@ -34,7 +33,7 @@ class NamedScore(Protocol):
         """Smallest and largest value for unit rows and columns."""
 
     def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
-        """Turns the gradient by the score into that by the similarity, in place."""
+        """Turns the gradient by the score into that by the similarity, in place; the tile is used up."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,16 @@ class MarginMinusDistance:
 
     def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
         """``score - offset`` -> (r, c)."""
-        return (self.margin - offset) - tile.distance
+        return (self.margin - offset) - tile.take_distance()
 
     def range_on_sphere(self) -> tuple[float, float]:
         """Smallest and largest value for unit rows and columns."""
         return self.margin - 2.0, self.margin
 
     def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
-        """Turns the gradient by the score into that by the similarity, in place: d(-D)/ds = 1/D."""
+        """Turns the gradient by the score into that by the similarity, in place: d(-D)/ds = 1/D; uses up the tile."""
         # Equal points have no direction to move in: 1/inf. A threshold is vectorised, a mask is not.
-        return gradient.div_(threshold(tile.distance, ZERO_DISTANCE, torch.inf))
+        return gradient.div_(threshold_(tile.distance, ZERO_DISTANCE, torch.inf))
 
 
 def named(score: object) -> NamedScore | None:

@@ -113,7 +113,8 @@ def table(results: list[Result], threads: int) -> str:
     """Markdown."""
     unit = "CPU ms, one thread" if threads == 1 else f"wall ms, {threads} threads"
     lines = [
-        f"| loss | products ({unit}) | ours | ours / products | reference | reference / ours | ours MB | reference MB |",
+        f"| loss | products ({unit}) | ours | ours / products | reference | reference / ours "
+        "| ours MB | reference MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
@@ -145,7 +146,9 @@ def main() -> int:
     print(text)
     if options.markdown:
         head = f"{datetime.date.today()}, {platform.processor() or platform.machine()}, torch {torch.__version__}"
-        options.markdown.write_text(f"# Losses: time and memory\n\n{head}; reference: pytorch-metric-learning.\n\n{text}\n")
+        options.markdown.write_text(
+            f"# Losses: time and memory\n\n{head}; reference: pytorch-metric-learning.\n\n{text}\n"
+        )
     failures = [failure for result in results for failure in result.failures()]
     for failure in failures:
         print("BOUND", failure)

@@ -103,6 +103,8 @@ class TrainConfig(Section):
     """Optimizer steps, whatever the number of workers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the backbone; auto takes bf16 where the GPU has it. Losses are computed in fp32."""
+    reproducible: bool | None = None
+    """The same bits at any number of workers, at some cost in speed; None: on CPU yes, on GPU no."""
     bank_start: Literal["random", "class_means"] = "random"
     """class_means embeds the training split once and starts each class's rows there."""
     log_every: int = Field(default=10, ge=1)

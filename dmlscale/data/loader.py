@@ -131,6 +131,11 @@ class TrainStream:
         """(B,) row ids of the whole global batch at a position."""
         return self._index.row_ids[self._plan(position.epoch).batch(position.step)]
 
+    def local_sizes(self, position: Position) -> list[int]:
+        """Samples of each stream this rank serves, in the order of the local batch at a position."""
+        plan = self._plan(position.epoch)
+        return [len(plan.sub_batch(stream, position.step)) for stream in self._streams]
+
     def _stop(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.close()
@@ -176,7 +181,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """One pass over this rank's share of a split, in the order of the rows.
 
-    The shares are contiguous and differ by at most one sample; with more ranks than samples some are empty.
+    The split is cut into batches first, and ranks take whole batches: a batch is the same for any number of
+    ranks, so its embeddings are, to the last bit. With more ranks than batches some have none.
 
     Args:
         index: the split.
@@ -189,8 +195,9 @@ def eval_batches(
     """
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}, must be at least 1")
-    share = index.row_ids[len(index) * rank // num_ranks : len(index) * (rank + 1) // num_ranks]
-    chunks = (share[start : start + batch_size] for start in range(0, len(share), batch_size))
+    num_batches = -(-len(index) // batch_size)
+    mine = range(num_batches * rank // num_ranks, num_batches * (rank + 1) // num_ranks)
+    chunks = (index.row_ids[n * batch_size : (n + 1) * batch_size] for n in mine)
     num_threads = max(1, num_workers)
     with closing(Reader(index, channels=channels)) as reader:
 

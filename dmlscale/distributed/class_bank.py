@@ -59,8 +59,9 @@ class ClassBank(nn.Module):
         of batches takes part with empty ones until all have.
         """
         num_local, depth, dim = self.weight.shape
-        sums = self.weight.new_zeros((num_local, dim))
-        counts = self.weight.new_zeros(num_local)
+        # In double precision the means do not feel the order of the batches, which depends on the number of ranks.
+        sums = self.weight.new_zeros((num_local, dim), dtype=torch.float64)
+        counts = self.weight.new_zeros(num_local, dtype=torch.float64)
         iterator = iter(batches)
         while True:
             batch = next(iterator, None)
@@ -80,7 +81,7 @@ class ClassBank(nn.Module):
         if depth > 1:
             offsets = normalize(random_rows(self.start, self.stop, (depth, dim), self._seed + 1), dim=2)
             means += spread * offsets.to(means)
-        self.weight[seen] = means[seen]
+        self.weight[seen] = means[seen].to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

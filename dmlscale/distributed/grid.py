@@ -17,7 +17,7 @@ from torch import Tensor
 from dmlscale.losses.block import Where
 
 ROWS_ON_CPU, COLUMNS_ON_CPU = 256, 512  # 0.5 MB in fp32: a tile and its companions stay in the L2 cache
-POSITIVE_ROWS = 64
+POSITIVE_ROWS = 128
 ROWS_ON_GPU, COLUMNS_ON_GPU = 4096, 8192
 
 

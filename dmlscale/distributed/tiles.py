@@ -97,15 +97,15 @@ class Sides(NamedTuple):
     def squared_distance(self, cell: Cell, similarity: Tensor | None = None) -> Tensor:
         """(r, c) squared distances of a cell; in the scratch memory if its similarities are not given."""
         rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left : cell.right]
-        on_sphere = self.row_norms is None or self.column_norms is None
-        offset = rows.new_full((1,), 2.0) if on_sphere else self.column_norms[None, cell.left : cell.right]
+        row_norms, column_norms = self.row_norms, self.column_norms
+        offset = rows.new_full((1,), 2.0) if column_norms is None else column_norms[None, cell.left : cell.right]
         if similarity is None:
             squared = self.scratch.take(len(rows), len(columns))
             torch.addmm(offset, rows, columns.T, alpha=-2, out=squared)
         else:
             squared = torch.add(offset, similarity, alpha=-2)
-        if not on_sphere:
-            squared.add_(self.row_norms[cell.top : cell.bottom, None])
+        if row_norms is not None:
+            squared.add_(row_norms[cell.top : cell.bottom, None])
         return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
 
 

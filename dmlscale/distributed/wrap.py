@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: DDP checks the annotations of a communication hook at run time.
 import inspect
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,13 +27,14 @@ def data_parallel(model: nn.Module, world: World) -> nn.Module:
     if world.num_ranks == 1:
         return model
     device = next(model.parameters()).device
+    # Running statistics are brought together when they are needed (`average_buffers`), not before every step.
+    options: dict[str, Any] = {_BUFFER_SYNC: False}
     wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
         process_group=world.group,
         gradient_as_bucket_view=True,
-        # Running statistics are brought together when they are needed (`average_buffers`), not before every step.
-        **{_BUFFER_SYNC: False},
+        **options,
     )
     wrapped.register_comm_hook(world.group, _summed)
     return wrapped

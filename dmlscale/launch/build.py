@@ -67,7 +67,8 @@ def build_trainee(
 ) -> Trainee:
     """Model, losses and optimizer, ready for steps."""
     o = config.optim
-    model: nn.Module = data_parallel(embedder, world)
+    reproducible = device.type == "cpu" if config.train.reproducible is None else config.train.reproducible
+    model: nn.Module = embedder if reproducible else data_parallel(embedder, world)
     return Trainee(
         model=model,
         objective=objective,
@@ -93,6 +94,7 @@ def build_trainee(
         world=world,
         clip_norm=o.clip_norm,
         half_precision=half_precision(config, device),
+        reproducible=reproducible,
     )
 
 

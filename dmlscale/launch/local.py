@@ -9,10 +9,9 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.distributed.world import World
+from dmlscale.distributed.world import World, process_group
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 
@@ -20,16 +19,12 @@ from dmlscale.launch.worker import work
 def run_local(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
     """Does the task in this process and returns its result."""
     device = _device(resources)
-    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if is_torchrun:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
-    try:
-        return work(task, World.current(), device)
-    finally:
-        if is_torchrun:
-            dist.destroy_process_group()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return work(task, World(), device)
+    with process_group("nccl" if device.type == "cuda" else "gloo") as world:
+        return work(task, world, device)
 
 
 def _device(resources: ResourcesConfig) -> torch.device:

@@ -20,8 +20,13 @@ ZERO_DISTANCE = 1.0001 * SMALLEST_SQUARED_DISTANCE**0.5
 class NamedScore(Protocol):
     """A score with a derivative of its own."""
 
-    through: Literal["similarity", "distance"]  # what of the tile it is a function of
-    upper_bound: float | None  # for any rows and columns, where there is one
+    @property
+    def through(self) -> Literal["similarity", "distance"]:
+        """What of the tile it is a function of."""
+
+    @property
+    def upper_bound(self) -> float | None:
+        """A number that no score exceeds, whatever the rows and columns."""
 
     def __call__(self, tile: Tile) -> Tensor:
         """The scores of a tile -> (r, c)."""

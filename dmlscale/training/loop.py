@@ -76,7 +76,7 @@ def run_loop(
         meter.waited(time.perf_counter() - waited)
         # Dropout and the like depend on the step alone, so a resumed run draws the same numbers.
         torch.manual_seed(hash((rhythm.seed, step, trainee.world.rank)) % 2**63)
-        loss, terms = train_step(trainee, batch.to(device), step)
+        loss, terms = train_step(trainee, batch.to(device), step, stream.local_sizes(position))
         meter.stepped(len(stream.global_ids(position)))
         done = step + 1
         if done % rhythm.log_every == 0 or done == rhythm.steps:

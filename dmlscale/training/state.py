@@ -86,8 +86,9 @@ def _sharder(world: World) -> Callable[[Tensor, ClassBank | None], Tensor]:
         nonlocal mesh
         if bank is None or world.num_ranks == 1:
             return local
-        if mesh is None:
-            mesh = DeviceMesh.from_group(world.group or dist.group.WORLD, local.device.type)
+        group = world.group or dist.group.WORLD
+        if mesh is None and group is not None:
+            mesh = DeviceMesh.from_group(group, local.device.type)
         shape = torch.Size((bank.num_classes, *local.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)

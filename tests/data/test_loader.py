@@ -157,13 +157,27 @@ def test_evaluation_visits_every_row_once_in_order(train_index: Index, num_ranks
     assert max(len(batch.ids) for batch in batches) <= 10
 
 
-def test_more_ranks_than_samples_leave_some_without(train_index: Index) -> None:
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_evaluation_batches_are_the_same_for_any_number_of_ranks(train_index: Index, num_ranks: int) -> None:
+    def batches(ranks: int) -> list[list[int]]:
+        options: dict[str, Any] = {
+            "batch_size": 10,
+            "transform": find_transform("standardize"),
+            "channels": 1,
+            "num_ranks": ranks,
+        }
+        return [b.ids.tolist() for rank in range(ranks) for b in eval_batches(train_index, rank=rank, **options)]
+
+    assert batches(num_ranks) == batches(1)
+
+
+def test_more_ranks_than_batches_leave_some_without(train_index: Index) -> None:
     few = train_index.take(np.arange(2))
     sizes = [
         sum(
             len(batch.ids)
             for batch in eval_batches(
-                few, batch_size=4, transform=find_transform("standardize"), channels=1, rank=rank, num_ranks=5
+                few, batch_size=1, transform=find_transform("standardize"), channels=1, rank=rank, num_ranks=5
             )
         )
         for rank in range(5)

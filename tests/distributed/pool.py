@@ -66,7 +66,7 @@ def _serve(rank: int, folder: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     store = Path(folder) / "rendezvous"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=MOST_RANKS)
-    groups = {n: dist.new_group(list(range(n))) for n in range(1, MOST_RANKS + 1)}
+    groups: dict[int, Any] = {n: dist.new_group(list(range(n))) for n in range(1, MOST_RANKS + 1)}
     while (message := pipe.recv()) is not None:
         num_ranks, function, args = message
         try:

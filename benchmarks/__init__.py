@@ -1,0 +1,1 @@
+"""Measurements: each prints both sides and their ratio in one run."""

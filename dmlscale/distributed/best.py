@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmlscale.distributed.collectives import max_over_ranks, min_over_ranks, sum_over_ranks
 from dmlscale.distributed.tiles import Reduction, Sides, tile_values
+from dmlscale.distributed.world import World
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 
 
-def best_entries(reduction: Reduction, rows: Tensor, columns: Tensor, *, largest: bool) -> Tensor:
-    """Extreme score of each row over its entries -> (r,); 0, without gradient, for a row that has none.
+def best_entries(reduction: Reduction, rows: Tensor, columns: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Extreme score of each row over its entries, and whether it has any -> (r,) each.
 
-    Ties go to the first column in the block's order.
+    A row without entries gets 0, without gradient. Ties go to the first column in the block's order.
     """
     with torch.no_grad():
         found, column = _search(reduction, rows, columns, largest)
+    if len(columns) == 0:
+        return (rows * 0).sum(1), found
     chosen = columns[column]
 
     def squared_distance() -> Tensor:
@@ -23,7 +27,25 @@ def best_entries(reduction: Reduction, rows: Tensor, columns: Tensor, *, largest
 
     similarity = (rows * chosen).sum(1, keepdim=True)
     values = reduction.score(Tile(similarity, squared_distance))[:, 0]
-    return torch.where(found, values, 0.0)
+    return torch.where(found, values, 0.0), found
+
+
+def best_over_ranks(values: Tensor, found: Tensor, world: World, *, largest: bool) -> Tensor:
+    """The best of all ranks' values -> (r,); the gradient goes to the rank that holds it, the first of equals.
+
+    Args:
+        values: (r,) best of this rank's columns.
+        found: (r,) whether this rank has any.
+        world: the ranks.
+        largest: which is best.
+    """
+    if world.num_ranks == 1:
+        return values
+    height = torch.where(found, values.detach() if largest else -values.detach(), -torch.inf)
+    highest = max_over_ranks(height, world)
+    nobody = torch.full_like(height, world.num_ranks)
+    owner = min_over_ranks(torch.where(found & (height == highest), float(world.rank), nobody), world)
+    return sum_over_ranks(torch.where(owner == world.rank, values, 0.0), world)
 
 
 def _search(reduction: Reduction, rows: Tensor, columns: Tensor, largest: bool) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dmlscale.distributed.blocks import ClassBlock, PairBlock
 from dmlscale.distributed.class_bank import ClassBank
+from dmlscale.distributed.class_block import ClassBlock
+from dmlscale.distributed.pair_block import PairBlock
 from dmlscale.distributed.unit import unit_rows
 from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES, Loss

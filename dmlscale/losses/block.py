@@ -1,7 +1,8 @@
 """What a loss sees: a block of the global similarity matrix, through reductions that are always global.
 
 A loss never sees a rank, a process group or the matrix itself. `dmlscale.losses.dense.DenseBlock` is the meaning
-of every reduction in plain torch; `dmlscale.distributed.blocks` computes the same numbers in tiles, over ranks.
+of every reduction in plain torch; `PairBlock` and `ClassBlock` of
+dmlscale.distributed compute the same numbers in tiles, over ranks.
 
 Legend: r rows (samples), c columns (samples of a pair block, classes of a class block), P positive entries.
 """

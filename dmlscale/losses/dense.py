@@ -1,6 +1,6 @@
 """The meaning of every reduction of a block, in plain torch on the whole matrix.
 
-For reading, for tests, and for a few hundred samples in a notebook; training uses `dmlscale.distributed.blocks`.
+For reading, for tests, and for a few hundred samples in a notebook; training uses the blocks of dmlscale.distributed.
 """
 
 from __future__ import annotations

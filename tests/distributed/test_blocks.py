@@ -73,8 +73,6 @@ def test_blocks_refuse_what_they_cannot_reduce() -> None:
         pairs.logsumexp(ScaledSimilarity(1.0), over="rows", where="negative")
     with pytest.raises(ValueError, match="class block"):
         pairs.target(ScaledSimilarity(1.0))
-    classes = ClassBlock(
-        x, y, proxies, first_class=0, num_classes=NUM_CLASSES, world=World(), on_sphere=True
-    )
+    classes = ClassBlock(x, y, proxies, first_class=0, num_classes=NUM_CLASSES, world=World(), on_sphere=True)
     with pytest.raises(ValueError, match="pair block"):
         classes.to_columns(x[:, 0])

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dmlscale.data.shards import ensure_packed
+from dmlscale.data.sources.glyphs import Glyphs
+from tests.integration.runs import write_config
+
+
+@pytest.fixture(scope="session")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small packed set: 24 classes to train on, 24 others to test."""
+    folder = tmp_path_factory.mktemp("data") / "glyphs"
+    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder)
+    return folder
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, glyphs: Path) -> Path:
+    """A config that trains a small network for 20 steps, and logs each."""
+    return write_config(tmp_path / "small.yaml", glyphs, tmp_path)

@@ -34,7 +34,8 @@ def check_cheap(config: Config) -> None:
     """What needs neither data nor workers: names, options, and the packages evaluation needs.
 
     Raises:
-        ValueError: an unknown transform or backbone, or options it refuses.
+        DataError: an unknown transform.
+        ModelError: an unknown backbone, or options it refuses.
         FaissMissingError: no faiss is installed.
     """
     require_faiss()

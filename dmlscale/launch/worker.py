@@ -70,6 +70,7 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
+        self._tracker.log_artifact(Path(self._task.folder) / "config.yaml")
         with build.build_stream(self._config, self._index, self._world) as stream:
             start = self._resume(stream)
             self._stream = stream

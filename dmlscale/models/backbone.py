@@ -13,6 +13,10 @@ from torch import Tensor, nn
 BatchNorm = Literal["local", "frozen", "sync"]
 
 
+class ModelError(ValueError):
+    """A network cannot be built as asked; the message names the config's key."""
+
+
 def backbone(
     name: str,
     *,
@@ -34,16 +38,16 @@ def backbone(
         (b, channels, h, w) -> (b, features) module, and the number of features.
 
     Raises:
-        ValueError: no such timm model (the message names the nearest one), or options it refuses.
+        ModelError: no such timm model (the message names the nearest one), or options it refuses.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model.backbone: timm has no model {name!r}{hint}")
+        raise ModelError(f"model.backbone: timm has no model {name!r}{hint}")
     try:
         net = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **dict(options or {}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"model.options: timm refused to build {name!r}: {error}") from error
+        raise ModelError(f"model.options: timm refused to build {name!r}: {error}") from error
     if batch_norm == "sync":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return (FrozenBatchNorm(net) if batch_norm == "frozen" else net), net.num_features

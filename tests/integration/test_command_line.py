@@ -1,0 +1,180 @@
+"""The commands as a user runs them: a process, its output, its exit code. One process each, without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dmlscale.cli import main
+from dmlscale.data.errors import DataError
+from tests.integration.runs import batches, curve
+
+COMMAND = [sys.executable, "-m", "dmlscale.cli"]
+EXIT_RESUME_ME = 75
+
+
+def run(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=200)
+    if check and done.returncode != 0:
+        raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    assert callable(condition)
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+def test_train_and_evaluate(config_file: Path, tmp_path: Path) -> None:
+    """All of a run: figures, files, the MLflow run, and the same figures from its checkpoint."""
+    figures = tmp_path / "figures.json"
+    done = run("train", config_file, "--local", "--json", figures)
+    for text in ("step", "samples/s", "ETA", "recall_at_1", "raw pixels", "mlflow ui", "checkpoint"):
+        assert text in done.stdout
+    result = json.loads(figures.read_text())
+    assert {"recall_at_1", "recall_at_8", "precision_at_1", "r_precision", "map_at_r", "nmi"} <= set(result["metrics"])
+    check_tracking(result, tmp_path)
+
+    again = tmp_path / "again.json"
+    run("evaluate", result["folder"], "--local", "--json", again)
+    assert json.loads(again.read_text())["metrics"] == result["metrics"]
+    run("evaluate", result["checkpoint"], "data.eval_split=train", "--local", "--json", again)
+    assert json.loads(again.read_text())["metrics"]["num_classes"] == 24
+
+
+def check_tracking(result: dict[str, str], tmp_path: Path) -> None:
+    client = MlflowClient(result["tracking_uri"])
+    tracked = client.get_run(result["tracking_run"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["data.classes_per_batch"] == "12"
+    assert tracked.data.params["loss.0.name"] == "triplet"
+    names = set(tracked.data.metrics)
+    assert {
+        "train/loss",
+        "throughput/samples_per_s",
+        "eval/test/recall_at_1",
+        "eval/test/raw_pixels/recall_at_1",
+    } <= names
+    assert any(name.startswith("system/") for name in names)
+    assert len(client.get_metric_history(result["tracking_run"], "train/loss")) == 20
+    assert {"mlflow.source.git.commit", "dmlscale.checkpoint"} <= set(tracked.data.tags)
+    assert {entry.dataset.name for entry in tracked.inputs.dataset_inputs} == {"glyphs"}
+    files = [f.path for folder in ("", "figures") for f in client.list_artifacts(result["tracking_run"], folder)]
+    assert "figures/retrieval_gallery.png" in files
+    assert "config.yaml" in files
+
+
+def test_killed_after_a_checkpoint_it_continues_as_if_nothing_was(config_file: Path, tmp_path: Path) -> None:
+    quiet = ("--local", "evaluation.raw_pixels=false", "train.steps=40", "train.checkpoint_every=5")
+    run("train", config_file, "run.name=whole", *quiet)
+    folder = tmp_path / "runs" / "killed"
+    process = start("train", config_file, "run.name=killed", *quiet)
+    wait_for(lambda: list(folder.glob("checkpoints/step_*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    refused = run("train", config_file, "run.name=killed", *quiet, check=False)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    done = run("train", config_file, "run.name=killed", *quiet, "--resume")
+    assert "continuing at step" in done.stdout
+    whole = tmp_path / "runs" / "whole"
+    assert batches(folder) == batches(whole)
+    assert curve(folder) == pytest.approx(curve(whole), rel=1e-6)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "stopped"
+    arguments = ("train", config_file, "run.name=stopped", "--local", "train.steps=400", "train.checkpoint_every=1000")
+    process = start(*arguments)
+    wait_for(lambda: (folder / "progress.jsonl").exists() and len(batches(folder)) > 2, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_RESUME_ME
+    assert "run.name=stopped --resume" in output
+    assert len(list(folder.glob("checkpoints/step_*"))) == 1
+    last = max(batches(folder))
+    done = run(*arguments[:-1], "train.checkpoint_every=1000", f"train.steps={last + 2}", "--resume")
+    assert f"continuing at step {last}" in done.stdout
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Runs a command that must be refused, in this process, and returns what it says."""
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.startswith("error: ")
+    assert "Traceback" not in said.err
+    assert "step " not in said.out
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.backbone_l=1"], "did you mean 'backbone_lr'"),
+        (["data.path=nowhere"], "no dataset at"),
+        (["data.classes_per_batch=64"], "64"),
+        (["data.samples_per_class=500"], "samples_per_class"),
+        (["data.eval_split=tset"], "no split 'tset'"),
+        (["data.transform=standardise"], "standardize"),
+        (["model.backbone=resnet10tt"], "did you mean 'resnet10t'"),
+        (["run.folder=/proc/none"], "run.folder"),
+        (["tracking.uri=http://127.0.0.1:9"], "127.0.0.1:9"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str], config_file: Path, overrides: list[str], message: str
+) -> None:
+    assert message in refuse(capsys, "train", config_file, *overrides, "--local")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
+def test_a_damaged_shard_is_named_before_training(
+    capsys: pytest.CaptureFixture[str], config_file: Path, glyphs: Path, tmp_path: Path, damage: str
+) -> None:
+    copy = tmp_path / "damaged"
+    shutil.copytree(glyphs, copy)
+    shard = next(copy.glob("train-*.tar"))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        os.truncate(shard, 0 if damage == "empty" else shard.stat().st_size // 2)
+    assert shard.name in refuse(capsys, "train", config_file, f"data.path={copy}", "--local")
+
+
+def test_more_workers_than_cores_are_refused_before_ray_starts(
+    capsys: pytest.CaptureFixture[str], config_file: Path
+) -> None:
+    said = refuse(capsys, "train", config_file, "resources.workers=4", "resources.cpus_per_worker=64")
+    assert "resources.workers=4" in said
+    assert "resources.cpus_per_worker=" in said
+
+
+def test_an_error_of_ours_keeps_its_traceback_when_asked(config_file: Path) -> None:
+    with pytest.raises(DataError):
+        main(["train", str(config_file), "data.path=nowhere", "--local", "--traceback"])
+
+
+def test_evaluate_needs_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "neither a checkpoint nor a run" in refuse(capsys, "evaluate", tmp_path, "--local")

@@ -1,0 +1,67 @@
+"""The real thing: Ray Train workers, each its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.distributed.pool import GlooPool
+from tests.integration.runs import batches, curve, task_of, work_on_rank
+
+SHARED = ("resources.cpus_per_worker=0.5", "evaluation.raw_pixels=false")
+
+
+def start(config_file: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dmlscale.cli", "train", str(config_file), *SHARED, *arguments]
+    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def test_two_ray_workers_follow_the_curve_of_one_process(
+    gloo_pool: GlooPool, config_file: Path, tmp_path: Path
+) -> None:
+    alone = task_of(config_file, "alone")
+    reference = gloo_pool.run(1, work_on_rank, alone)[0]
+    figures = tmp_path / "figures.json"
+    process = start(config_file, "run.name=ray", "resources.workers=2", "--json", str(figures))
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    folder = tmp_path / "runs" / "ray"
+    assert batches(folder) == batches(alone.folder)
+    assert curve(folder) == pytest.approx(curve(alone.folder), rel=1e-4)
+    measured = json.loads(figures.read_text())["metrics"]["recall_at_1"]
+    assert measured == pytest.approx(reference["metrics"]["recall_at_1"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_restarted_from_the_last_checkpoint(
+    gloo_pool: GlooPool, config_file: Path, tmp_path: Path
+) -> None:
+    steps = "train.steps=300"
+    alone = task_of(config_file, "alone", steps)
+    gloo_pool.run(1, work_on_rank, alone)
+    folder = tmp_path / "runs" / "hurt"
+    process = start(config_file, "run.name=hurt", "resources.workers=2", "resources.max_failures=2", steps)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step_*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+    workers = workers or [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
+    os.kill(workers[-1].pid, signal.SIGKILL)
+    output = process.communicate(timeout=250)[0]
+    assert process.returncode == 0, output
+    assert "continuing at step" in output
+    assert batches(folder) == batches(alone.folder)
+    assert curve(folder) == pytest.approx(curve(alone.folder), rel=1e-4)

@@ -111,12 +111,15 @@ def _start_run(config: Config, index: Index, uri: str, folder: Path, config_file
 
     assert config.run.name is not None
     digest = _digest(index.description)
+    dataset = Path(config.data.path).name
     losses = " + ".join(term.name for term in config.losses)
     tags = {
         **git_tags(Path.cwd()),
+        "mlflow.source.name": f"dmlscale train {config_file}",
+        "mlflow.source.type": "LOCAL",
         "loss": losses,
         "backbone": config.model.backbone,
-        "dataset": Path(config.data.path).name,
+        "dataset": dataset,
         "dmlscale.folder": str(folder),
     }
     run_id = start_or_continue(
@@ -126,10 +129,10 @@ def _start_run(config: Config, index: Index, uri: str, folder: Path, config_file
         key=str(folder),
         tags=tags,
         params=flat_params(config),
-        description=f"**{losses}** on {Path(config.data.path).name}, from `{config_file}`",
+        description=f"**{losses}** on {dataset}, from `{config_file}`",
         datasets=[
-            DatasetNote(Path(config.data.path).name, digest, config.data.path, index.description, split)
-            for split in (config.data.train_split, config.data.eval_split)
+            DatasetNote(f"{dataset}/{split}", digest, config.data.path, index.description, context)
+            for split, context in ((config.data.train_split, "train"), (config.data.eval_split, "eval"))
         ],
     )
     return run_id

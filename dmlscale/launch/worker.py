@@ -141,7 +141,8 @@ class Training:
     def _evaluate(self, step: int) -> None:
         average_buffers(self._embedder, self._world)
         self._metrics, self._local = self._evaluator.model(self._embedder)
-        named = {f"eval/{self._split}/{name}": value for name, value in self._metrics.items()}
+        # Counts do not change from step to step: they would only be flat charts.
+        named = {f"eval/{self._split}/{k}": v for k, v in self._metrics.items() if not k.startswith("num_")}
         self._tracker.log_metrics(named, step)
         self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics)
 

@@ -79,7 +79,7 @@ def check_tracking(result: dict[str, str], tmp_path: Path) -> None:
     assert any(name.startswith("system/") for name in names)
     assert len(client.get_metric_history(result["tracking_run"], "train/loss")) == 20
     assert {"mlflow.source.git.commit", "dmlscale.checkpoint"} <= set(tracked.data.tags)
-    assert {entry.dataset.name for entry in tracked.inputs.dataset_inputs} == {"glyphs"}
+    assert {entry.dataset.name for entry in tracked.inputs.dataset_inputs} == {"glyphs/train", "glyphs/test"}
     files = [f.path for folder in ("", "figures") for f in client.list_artifacts(result["tracking_run"], folder)]
     assert "figures/retrieval_gallery.png" in files
     assert "config.yaml" in files

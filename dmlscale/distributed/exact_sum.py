@@ -33,7 +33,7 @@ def exact_sum(terms: Sequence[Tensor], num_terms: int, world: World) -> Tensor:
 
     Communication: one all-reduce (max) of a scalar and one (sum) of n float64.
     """
-    largest = torch.stack([term.abs().max() for term in terms]).max().double()
+    largest = torch.stack([torch.linalg.vector_norm(term, torch.inf) for term in terms]).max().double()
     peak = float(max_over_ranks(largest.reshape(1), world))
     if not math.isfinite(peak):
         return torch.full_like(terms[0], math.nan)

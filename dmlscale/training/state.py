@@ -71,7 +71,7 @@ def _optimizer_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str,
     state = optimizer.state[parameter]
     if not state:
         if isinstance(optimizer, torch.optim.AdamW):
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         else:

@@ -131,10 +131,10 @@ class TrainStream:
         """(B,) row ids of the whole global batch at a position."""
         return self._index.row_ids[self._plan(position.epoch).batch(position.step)]
 
-    def local_sizes(self, position: Position) -> list[int]:
+    def local_sizes(self, position: Position) -> dict[int, int]:
         """Samples of each stream this rank serves, in the order of the local batch at a position."""
         plan = self._plan(position.epoch)
-        return [len(plan.sub_batch(stream, position.step)) for stream in self._streams]
+        return {stream: len(plan.sub_batch(stream, position.step)) for stream in self._streams}
 
     def _stop(self) -> None:
         if self._prefetcher is not None:

@@ -55,6 +55,7 @@ class ClassBlock:
         all_labels = collectives.gather_rows(labels, sizes, world)
         order = all_labels.argsort(stable=True)
         self._rows = collectives.gather_rows(embeddings, sizes, world)[order]
+        self.probe = self._rows.detach().sum() * 0
         self._centers = proxies
         num_local, depth = proxies.shape[0], proxies.shape[1]
         self._assignment: SoftAssignment | None = None
@@ -67,7 +68,9 @@ class ClassBlock:
 
     @property
     def _columns(self) -> Tensor:
-        return self._centers.flatten(0, 1) if self._assignment else self._centers[:, 0]
+        if self._assignment is None and self._centers.shape[1] > 1:
+            raise ValueError("several centers per class need soft_assigned() first")
+        return self._centers.flatten(0, 1)
 
     def _own(self) -> Tensor:
         """Local class position of the rows ``[start, stop)``."""
@@ -110,7 +113,7 @@ class ClassBlock:
         highest = values.detach().new_full((num_local,), LOG_OF_NOTHING)
         highest = highest.scatter_reduce(0, own, values.detach(), "amax")
         total = values.new_zeros(num_local).index_add(0, own, (values - highest[own]).exp())
-        present = total > 0
+        present = total != 0  # not `> 0`: nan must stay visible
         # The log of an absent class would have an infinite gradient, which where() turns into nan.
         return torch.where(present, torch.where(present, total, 1.0).log() + highest, LOG_OF_NOTHING)
 
@@ -153,6 +156,8 @@ class ClassBlock:
         return self._best(score, where, largest=False)
 
     def _best(self, score: Score, where: Where, *, largest: bool) -> Tensor:
+        if self._centers.shape[1] > 1:
+            raise ValueError("maximum() and minimum() of a class block need one center per class")
         reduction = self._reduction(score, "sum", "columns", where)
         values, found = best_entries(reduction, self._rows, self._columns, largest=largest)
         return best_over_ranks(values, found, self._world, largest=largest)

@@ -88,13 +88,18 @@ class GlobalLoss(nn.Module):
         """
         self._check(embeddings, labels)
         with torch.autocast(embeddings.device.type, enabled=False):
+            if torch.is_grad_enabled() and not embeddings.requires_grad:
+                # All ranks must take part in the backward collectives, also one without samples or trainable backbone.
+                embeddings = embeddings.detach().requires_grad_()
             if embeddings.dtype in (torch.float16, torch.bfloat16):
                 embeddings = embeddings.float()
             if self._averaged and self.world.num_ranks > 1:
                 embeddings = _ScaledGradient.apply(embeddings, self.world.num_ranks)
             if self.loss.on_sphere:
                 embeddings = unit_rows(embeddings)
-            return self.loss(self._block(embeddings, labels))
+            block = self._block(embeddings, labels)
+            # Comparisons hide nan from miners and empty sums; the probe is zero, or nan if any embedding is not finite.
+            return self.loss(block) + block.probe
 
     def _block(self, embeddings: Tensor, labels: Tensor) -> PairBlock | ClassBlock:
         if self.bank is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed.grid import Cell
 from dmlscale.distributed.tiles import (
@@ -37,8 +38,15 @@ class TileReduction(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by rows, columns and each vector."""
+        # A caller's autocast may span the backward pass; tiles are computed again as they were.
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return TileReduction._backward(ctx, *gradients)
+
+    @staticmethod
+    def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, result, *vectors = ctx.saved_tensors
         reduction: Reduction = ctx.reduction
         sides = Sides.of(reduction, rows, columns, tuple(vectors))

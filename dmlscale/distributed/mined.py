@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed.grid import Grid
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, RowTile, Selection
@@ -71,7 +72,14 @@ class _Mined(torch.autograd.Function):
         return sums
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # A caller's autocast may span the backward pass; rows are mined again as they were.
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _Mined._backward(ctx, *gradients)
+
+    @staticmethod
+    def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns = ctx.saved_tensors
         grid, on_sphere, select, value = ctx.setting
         to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)

@@ -45,6 +45,7 @@ class PairBlock:
         self._column_order = all_labels.argsort(stable=True)
         self._columns = everyone[self._column_order]
         self.num_columns = len(all_labels)
+        self.probe = everyone.detach().sum() * 0
         position = torch.empty_like(self._column_order)
         position[self._column_order] = torch.arange(len(all_labels), device=labels.device)
         start = sum(self._sizes[: world.rank])

@@ -12,7 +12,7 @@ from dmlscale.losses.block import LOG_OF_NOTHING
 
 def complete_log(shift: Tensor, total: Tensor) -> Tensor:
     """``log(total) + shift``; `LOG_OF_NOTHING` where the total is zero."""
-    return torch.where(total > 0, total.log() + shift, LOG_OF_NOTHING)
+    return torch.where(total == 0, LOG_OF_NOTHING, total.log() + shift)
 
 
 def counts(values: Tensor, labels: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from dmlscale.distributed.grid import Cell, Grid
 from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Axis, Score, Tile, Where
 from dmlscale.losses.scores import ScaledSimilarity, named
 
-# exp() of a float32 stays normal, and sums of up to e^8 terms finite, within this half range.
-SAFE_HALF_RANGE = 78.0
+# exp() of a float32 stays normal, and sums of up to e^24 = 2.6e10 terms finite, within this half range.
+SAFE_HALF_RANGE = 64.0
 # A sum of exp(score - upper bound) above this has lost nothing that matters to underflow.
 SMALLEST_TRUSTED_SUM = 1e-20
 

@@ -51,7 +51,9 @@ def average_buffers(model: nn.Module, world: World) -> None:
     """Makes floating-point buffers (running statistics) the same on all ranks; does nothing for one rank."""
     if world.num_ranks == 1:
         return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer, group=world.group)
-            buffer /= world.num_ranks
+    for module in model.modules():
+        # A frozen module is the same everywhere already, and an average would round it.
+        for buffer in module.buffers(recurse=False) if module.training else ():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer, group=world.group)
+                buffer /= world.num_ranks

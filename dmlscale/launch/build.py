@@ -95,6 +95,7 @@ def build_trainee(
         clip_norm=o.clip_norm,
         half_precision=half_precision(config, device),
         reproducible=reproducible,
+        seed=config.run.seed,
     )
 
 
@@ -138,4 +139,4 @@ def build_eval_batches(config: Config, index: Index, split: str, world: World) -
 def build_rhythm(config: Config) -> Rhythm:
     """Length of the run and what happens on the way."""
     t = config.train
-    return Rhythm(t.steps, t.log_every, t.eval_every, t.checkpoint_every, config.run.seed)
+    return Rhythm(t.steps, t.log_every, t.eval_every, t.checkpoint_every)

@@ -58,7 +58,7 @@ class ScaledSimilarity:
 
     def __call__(self, tile: Tile) -> Tensor:
         """The scores of a tile -> (r, c)."""
-        return self.minus(tile, 0.0)
+        return tile.similarity * self.scale + self.shift
 
     def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
         """``score - offset`` -> (r, c)."""

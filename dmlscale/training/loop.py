@@ -29,7 +29,6 @@ class Rhythm:
     log_every: int
     eval_every: int
     checkpoint_every: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -74,30 +73,44 @@ def run_loop(
         waited = time.perf_counter()
         following, batch = next(stream)
         meter.waited(time.perf_counter() - waited)
-        # Dropout and the like depend on the step alone, so a resumed run draws the same numbers.
-        torch.manual_seed(hash((rhythm.seed, step, trainee.world.rank)) % 2**63)
         loss, terms = train_step(trainee, batch.to(device), step, stream.local_sizes(position))
         meter.stepped(len(stream.global_ids(position)))
         done = step + 1
         if done % rhythm.log_every == 0 or done == rhythm.steps:
-            metrics = {"train/loss": float(loss)}
-            if not math.isfinite(metrics["train/loss"]):
-                raise DivergedError(f"the loss is {metrics['train/loss']} at step {done}: lower the learning rates")
+            metrics = {"train/loss": _finite(loss, done)}
             metrics |= {f"train/{name}": float(value) for name, value in terms.items()}
             metrics |= {f"train/lr_{group['name']}": float(group["lr"]) for group in trainee.optimizer.param_groups}
             hooks.log(done, metrics | meter.read(), position)
         position = following
         is_last = done == rhythm.steps
-        if is_last or done % rhythm.checkpoint_every == 0:
+        is_due = is_last or done % rhythm.checkpoint_every == 0
+        is_stopped = not is_last and done % STOP_CHECK_EVERY == 0 and _any_rank(hooks.stop_asked(), trainee, device)
+        if is_due or is_stopped:
+            _finite(loss, done)  # a run must not resume from nan
+            _require_finite_parameters(trainee, done, device)
             hooks.save(done, stream.state_dict())
+        if is_stopped:
+            return End(done, was_stopped=True)
         if rhythm.eval_every and done % rhythm.eval_every == 0 and not is_last:
             hooks.evaluate(done)
             trainee.model.train()
             meter.restart()
-        if not is_last and done % STOP_CHECK_EVERY == 0 and _any_rank(hooks.stop_asked(), trainee, device):
-            hooks.save(done, stream.state_dict())
-            return End(done, was_stopped=True)
     return End(max(start, rhythm.steps), was_stopped=False)
+
+
+def _finite(loss: torch.Tensor, step: int) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss is {value} at step {step}: lower the learning rates")
+    return value
+
+
+def _require_finite_parameters(trainee: Trainee, step: int, device: torch.device) -> None:
+    """On all ranks alike: banks differ, and a rank that raised alone would leave the others waiting."""
+    parameters = [*trainee.model.parameters(), *trainee.objective.parameters()]
+    broken = any(not bool(torch.isfinite(p).all()) for p in parameters)
+    if _any_rank(broken, trainee, device):
+        raise DivergedError(f"a parameter is not finite at step {step}: lower the learning rates")
 
 
 def _any_rank(asked: bool, trainee: Trainee, device: torch.device) -> bool:

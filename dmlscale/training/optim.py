@@ -114,10 +114,10 @@ def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, w
     """
     shared = [p.grad for p in embedder.parameters() if p.grad is not None]
     sharded = [p.grad for p in objective.parameters() if p.grad is not None]
-    square = torch.stack([g.square().sum() for g in shared]).sum()
+    square = torch.stack([g.double().square().sum() for g in shared]).sum()
     if objective.banks():
-        local = torch.stack([g.square().sum() for g in sharded]).sum()
+        local = torch.stack([g.double().square().sum() for g in sharded]).sum()
         square = square + sum_over_ranks(local, world)
     factor = (max_norm / (square.sqrt() + 1e-6)).clamp_max(1.0)
     for gradient in shared + sharded:
-        gradient.mul_(factor)
+        gradient.mul_(factor.to(gradient.dtype))

@@ -52,5 +52,6 @@ def backward_by_stream(
     count = sum_over_ranks(torch.tensor(float(len(flat)), device=loss.device), world)
     total = exact_sum(flat, int(count), world)
     for parameter, piece in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter)
+        # In the parameter's own memory order: the fused optimizer walks both side by side.
+        parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
     return loss.detach().float(), {name: value.float() for name, value in terms.items()}

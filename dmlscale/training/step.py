@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,12 @@ class Trainee:
     world: World
     clip_norm: float | None = None
     half_precision: bool = False  # bf16 in the backbone; losses are always computed in fp32 at least
+    seed: int = 0  # of dropout and the like
     reproducible: bool = False  # the same bits at any number of ranks: training/reproducible.py
 
 
 def train_step(
-    trainee: Trainee, batch: Batch, step: int, stream_sizes: Sequence[int]
+    trainee: Trainee, batch: Batch, step: int, stream_sizes: Mapping[int, int]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimizer step on this rank's part of the global batch.
 
@@ -39,7 +40,7 @@ def train_step(
         trainee: what is trained.
         batch: this rank's samples.
         step: number of steps done before.
-        stream_sizes: samples of each canonical stream in the batch.
+        stream_sizes: samples of each canonical stream in the batch, by the stream's number.
 
     Returns:
         () the loss of the global batch, the same on every rank and not yet fetched from the device; terms by name.
@@ -47,9 +48,15 @@ def train_step(
     set_learning_rates(trainee.optimizer, trainee.schedule(step))
     trainee.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=trainee.half_precision):
-        # A stream's samples go through the network together, whichever rank they are on.
-        parts = batch.images.split(list(stream_sizes)) if trainee.reproducible else [batch.images]
-        embeddings = [trainee.model(images) for images in parts]  # (b, d) in all
+        if trainee.reproducible:
+            # A stream's samples go through the network together, whichever rank they are on.
+            embeddings = []
+            for (stream, _), images in zip(stream_sizes.items(), batch.images.split([*stream_sizes.values()]), strict=True):
+                _seed(trainee.seed, step, stream)
+                embeddings.append(trainee.model(images))
+        else:
+            _seed(trainee.seed, step, trainee.world.rank)
+            embeddings = [trainee.model(batch.images)]  # (b, d)
     if trainee.reproducible:
         loss, terms = backward_by_stream(trainee.model, trainee.objective, embeddings, batch.labels, trainee.world)
     else:
@@ -59,3 +66,8 @@ def train_step(
         clip_gradients(trainee.model, trainee.objective, trainee.clip_norm, trainee.world)
     trainee.optimizer.step()
     return loss.detach(), terms
+
+
+def _seed(*parts: int) -> None:
+    """Dropout and the like depend on the step alone, so a resumed run draws the same numbers."""
+    torch.manual_seed(hash(parts) % 2**63)

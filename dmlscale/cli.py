@@ -26,15 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if options.traceback or not _is_explained(error):
+        if options.traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if type(error).__name__ == "WorkersFailedError" else 2
-
-
-def _is_explained(error: Exception) -> bool:
-    """Whether the error was written for the user; any other is ours and shows where it comes from."""
-    return isinstance(error, ValueError | RuntimeError | ImportError) and type(error).__module__.startswith("dmlscale.")
+        if type(error).__module__.startswith("dmlscale."):
+            print(f"error: {error}", file=sys.stderr)
+            return 1 if type(error).__name__ in ("WorkersFailedError", "DivergedError") else 2
+        print(f"error: {type(error).__name__}: {error} (--traceback shows where)", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -67,6 +68,8 @@ def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
             checked[key] = TypeAdapter(hints[key]).validate_python(raw)
         except ValidationError as error:
             raise ValueError(f"{key}: {error.errors()[0]['msg']}, got {raw!r}") from None
+        if isinstance(checked[key], float) and not math.isfinite(checked[key]):
+            raise ValueError(f"{key}: must be a finite number, got {raw!r}")
     built = cls(**checked)  # checks the ranges
     resolved = {name: getattr(built, name) for name in fields}
     return {**kept, "options": resolved}

@@ -15,7 +15,7 @@ from dmlscale.config.components import LossTerm, SourceChoice
 class Section(BaseModel):
     """A group of settings; a key that it does not have is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunConfig(Section):
@@ -25,7 +25,7 @@ class RunConfig(Section):
     """Name of the run and of its folder; None makes one of the config's file name and the time."""
     folder: str = "runs"
     """Folder of all runs; on several nodes it must be storage that all of them share."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the order of samples, augmentation, initial weights and proxies."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmlscale.distributed import collectives
 from dmlscale.distributed.assignment import SoftAssignment
 from dmlscale.distributed.best import best_entries, best_over_ranks
+from dmlscale.distributed.gram import gram
 from dmlscale.distributed.grid import Grid
 from dmlscale.distributed.reductions import complete_log, counts, mean
 from dmlscale.distributed.tiles import Reduction, reduce_tiles
@@ -121,7 +122,8 @@ class ClassBlock:
         """Scores of this rank's rows with their own class -> (stop - start,)."""
         rows = self._rows[self._start : self._stop]
         centers = self._centers[self._own()]  # (n, K, d)
-        raw = (centers @ rows.unsqueeze(2)).squeeze(2)  # (n, K)
+        # Elementwise: a matrix product's gradient would be rounded under a caller's autocast.
+        raw = (centers * rows.unsqueeze(1)).sum(2)  # (n, K)
         if self._assignment is None:
             raw = raw[:, :1]
             similarity = raw
@@ -196,5 +198,5 @@ class ClassBlock:
 
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """See `SimilarityBlock.center_similarities`. Each class is whole on its rank: one scalar all-reduce."""
-        local = value(self._centers @ self._centers.mT).sum()
+        local = value(gram(self._centers)).sum()
         return collectives.sum_over_ranks(local, self._world)

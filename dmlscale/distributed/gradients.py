@@ -38,7 +38,7 @@ class TileReduction(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by rows, columns and each vector."""
         # A caller's autocast may span the backward pass; tiles are computed again as they were.

@@ -72,7 +72,7 @@ class _Mined(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # A caller's autocast may span the backward pass; rows are mined again as they were.
         with torch.autocast(gradients[0].device.type, enabled=False):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SHORTEST = 1e-12  # as torch.nn.functional.normalize: shorter rows are divided by this
 
@@ -25,10 +26,13 @@ class _UnitRows(torch.autograd.Function):
         return unit
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor]:
         unit, length = ctx.saved_tensors
         gradient = gradients[0]
-        along = torch.linalg.vecdot(gradient, unit).unsqueeze(-1)
+        # A caller's autocast may span the backward pass.
+        with torch.autocast(gradient.device.type, enabled=False):
+            along = torch.linalg.vecdot(gradient, unit).unsqueeze(-1)
         # A row too short to have a direction is only scaled.
         along *= length > SHORTEST
         return (torch.addcmul(gradient, along, unit, value=-1).div_(length.clamp_min(SHORTEST)),)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -37,13 +35,3 @@ class World:
         """
         each = -(-total // self.num_ranks)
         return min(total, each * self.rank), min(total, each * (self.rank + 1))
-
-
-@contextmanager
-def process_group(backend: str) -> Iterator[World]:
-    """A default process group from the environment that torchrun sets, ended on leaving."""
-    dist.init_process_group(backend)
-    try:
-        yield World.current()
-    finally:
-        dist.destroy_process_group()

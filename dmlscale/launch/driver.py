@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +26,10 @@ from dmlscale.launch.display import ProgressTail, metrics_table
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.task import Task
 from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url
+from dmlscale.tracking.tracker import Status
 from dmlscale.training import checkpoint
 
+Handler = Callable[[int, FrameType | None], None]
 # sysexits.h: a temporary failure; the same command with --resume goes on.
 EXIT_RESUME_ME = 75
 
@@ -36,18 +41,23 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
         0, or `EXIT_RESUME_ME` if the run was asked to stop and has saved itself.
     """
     started = time.monotonic()
-    config = run_folder.resolve(load_config(config_file, overrides), Path(config_file).stem)
+    asked = load_config(config_file, overrides)
+    if resume and asked.run.name is None:
+        raise LaunchError("--resume needs the name of the run to continue: add run.name=...")
+    config = run_folder.resolve(asked, re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config_file).stem).lstrip("._-") or "run")
     _check_before_work(config, local)
     uri = resolve_uri(config.tracking.uri, folder=Path(config.run.folder).parent)
     _check_json(json_file)
     folder = run_folder.open_folder(config, resume=resume)
     index = preflight.prepare_data(config, print)
     preflight.check_data(config, index)
+    preflight.check_batch(config, index)
     run_id = _start_run(config, index, uri, folder, config_file)
+    run_folder.write_config(config, folder)
     task = Task("train", config.model_dump(mode="json"), str(folder), None, uri, run_id)
     print(f"run {config.run.name}  {_workers(config, local)}  folder {folder}", flush=True)
-    with _marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file), ProgressTail(task.progress):
-        result = _runner(local)(task, config)
+    with _marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file) as handlers, ProgressTail(task.progress):
+        result = _beside(lambda: _runner(local)(task, config), handlers)
     result |= {"run": config.run.name, "folder": str(folder), "tracking_uri": uri, "tracking_run": run_id}
     result["seconds"] = time.monotonic() - started
     _write_json(json_file, result)
@@ -85,7 +95,11 @@ def evaluate(checkpoint_path: str, overrides: list[str], *, local: bool, json_fi
 
 def _check_before_work(config: Config, local: bool) -> None:
     preflight.check_cheap(config)
-    if not local:
+    if local:
+        from dmlscale.launch.local import local_device
+
+        local_device(config.resources)
+    else:
         from dmlscale.launch.ray_train import check_resources
 
         check_resources(config.resources)
@@ -99,6 +113,28 @@ def _runner(local: bool) -> Callable[[Task, Config], dict[str, Any]]:
     from dmlscale.launch.ray_train import run_on_ray
 
     return lambda task, config: run_on_ray(task, config.resources)
+
+
+def _beside(job: Callable[[], dict[str, Any]], handlers: Mapping[int, Handler]) -> dict[str, Any]:
+    """Runs a job in a thread and waits for it here, where signals arrive.
+
+    Ray puts handlers of its own in place, from Python if it is started in the main thread and from C++ in any: a
+    stop would then end the run without a checkpoint. So it is started in another thread, and ours are kept.
+    """
+    done: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(job())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="job", daemon=True).start()
+    while True:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        with suppress(TimeoutError):
+            return done.result(timeout=0.2)
 
 
 def _workers(config: Config, local: bool) -> str:
@@ -164,7 +200,7 @@ def flat_params(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_on_signal(stop_file: Path) -> Iterator[None]:
+def _stop_on_signal(stop_file: Path) -> Iterator[Mapping[int, Handler]]:
     """SIGTERM and Ctrl-C ask the workers to save and stop; a second one ends at once."""
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -175,7 +211,7 @@ def _stop_on_signal(stop_file: Path) -> Iterator[None]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield dict.fromkeys(before, ask)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -189,11 +225,15 @@ def _marked_failed_on_error(uri: str, run_id: str) -> Iterator[None]:
     except BaseException as error:
         from dmlscale.tracking.mlflow import end_run
 
-        end_run(uri, run_id, "FAILED", f"{type(error).__name__}: {error}".splitlines()[0])
+        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with suppress(Exception):  # the error itself must not be hidden by a tracker that is gone
+            end_run(uri, run_id, status, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
 
 
 def _check_json(json_file: str | None) -> None:
+    if json_file and Path(json_file).is_dir():
+        raise LaunchError(f"--json {json_file} is a folder: name a file in it")
     if json_file and not os.access(Path(json_file).absolute().parent, os.W_OK):
         raise LaunchError(f"--json {json_file}: its folder does not exist or cannot be written")
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
+
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
+from dmlscale.data.loader import eval_batches
 from dmlscale.data.plan import check_plan
 from dmlscale.data.shards import ensure_packed
 from dmlscale.data.transforms import find_transform
 from dmlscale.distributed.world import World
+from dmlscale.evaluation.metrics import count_relevant
 from dmlscale.evaluation.neighbors import require_faiss
 from dmlscale.launch.build import build_embedder, build_objective
 from dmlscale.launch.display import PackProgress
@@ -51,10 +56,13 @@ def check_data(config: Config, index: Index) -> None:
 
     Raises:
         DataError: a split is missing, or P x K is larger than the data offers.
-        LaunchError: the splits leave nothing to evaluate.
+        LaunchError: the splits leave nothing to evaluate, or have classes that the banks lack.
     """
     train = index.split(config.data.train_split)
-    index.split(config.data.eval_split)
+    if count_relevant(index.split(config.data.eval_split).labels).max() < 1:
+        raise LaunchError(
+            f"data.eval_split={config.data.eval_split!r}: no class has two samples, so there is nothing to retrieve"
+        )
     check_plan(
         train.labels,
         classes_per_batch=config.data.classes_per_batch,
@@ -67,3 +75,28 @@ def check_data(config: Config, index: Index) -> None:
             f"data.train_split={config.data.train_split!r} has labels up to {int(train.labels.max())}, but class "
             f"banks have a row for the {index.num_classes} classes of the split 'train' only"
         )
+
+
+def check_batch(config: Config, index: Index) -> None:
+    """Sends two samples of each split through transform and network, which must fit each other.
+
+    Raises:
+        LaunchError: they do not, or a picture cannot be read.
+    """
+    embedder = build_embedder(config).eval()
+    for split, transform in (
+        (config.data.train_split, config.data.transform),
+        (config.data.eval_split, config.data.eval_transform),
+    ):
+        few = index.split(split).take(np.arange(2))
+        try:
+            batch = next(
+                eval_batches(few, batch_size=2, transform=find_transform(transform), channels=config.data.channels)
+            )
+            with torch.no_grad():
+                embedder(batch.images)
+        except Exception as error:  # whatever a transform or a network makes of what does not fit
+            raise LaunchError(
+                f"samples of the split {split!r} do not pass through data transform {transform!r} and "
+                f"{config.model.backbone} with data.channels={config.data.channels}: {error}"
+            ) from error

@@ -29,10 +29,12 @@ def check_resources(resources: ResourcesConfig) -> None:
     """Refuses, before any work, what a cluster started on this machine could not hold.
 
     Raises:
-        LaunchError: more workers than cores.
+        LaunchError: more workers than cores or GPUs.
     """
     if resources.address is None and "RAY_ADDRESS" not in os.environ:
-        _require(resources, {"CPU": float(len(os.sched_getaffinity(0)))}, "this machine")
+        available = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+        _require(resources, available, "this machine")
+        _uses_gpu(resources, available)
 
 
 def run_on_ray(task: Task, resources: ResourcesConfig) -> dict[str, Any]:

@@ -46,8 +46,12 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     except OSError as error:
         raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
     _check_same_data(config, folder)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return folder
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """Keeps the resolved config with the run; from here on the folder holds a run."""
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _check_same_data(config: Config, folder: Path) -> None:

@@ -99,11 +99,10 @@ class Training:
             gallery.savefig(path)
             self._tracker.log_artifact(path, "figures")
         newest = checkpoint.latest(self._task.checkpoints)
-        self._tracker.set_tags({"dmlscale.checkpoint": str(newest)})
         return {"metrics": self._metrics, "raw_pixels": baseline, "checkpoint": str(newest)}
 
     def _resume(self, stream: TrainStream) -> int:
-        newest = checkpoint.latest(self._task.checkpoints)
+        newest = checkpoint.newest_for_all(self._task.checkpoints, self._world)
         if newest is None:
             if self._config.train.bank_start == "class_means" and self._trainee.objective.banks():
                 self._say(message="one pass over the training split: class banks start at class means")
@@ -157,6 +156,7 @@ class Training:
         )
         keep = self._config.train.keep_checkpoints
         path = checkpoint.save(self._task.checkpoints, self._tensors(), record, self._world, keep=keep)
+        self._tracker.set_tags({"dmlscale.checkpoint": str(path)})
         self._say(step=step, steps=self._config.train.steps, checkpoint=str(path))
 
     def _open_tracker(self) -> Tracker:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 import warnings
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from dmlscale.distributed.collectives import max_over_ranks
 from dmlscale.distributed.world import World
 from dmlscale.training.state import Record
 
@@ -41,7 +43,7 @@ def save(folder: Path, tensors: dict[str, Tensor], record: Record, world: World,
         keep: how many of the newest to keep.
     """
     final = folder / f"step_{record.step:08d}"
-    if final.exists():
+    if _rank_0_says(int(final.exists()), world):
         return final  # an earlier attempt at the same step: the same numbers
     # The number of ranks in the name keeps a failed attempt's shards apart from those of another size.
     partial = folder / f".partial-{final.name}-w{world.num_ranks}"
@@ -71,9 +73,12 @@ def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fills ``tensors`` in place from a checkpoint written at any number of ranks.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape.
+        CheckpointError: a tensor is missing or has another shape, or the files are damaged.
     """
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    try:
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     for name, tensor in tensors.items():
         size = getattr(stored.get(name), "size", None)
         if size is None:
@@ -85,12 +90,15 @@ def load(path: Path, tensors: dict[str, Tensor], world: World) -> None:
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(
-            tensors,
-            storage_reader=dcp.FileSystemReader(path),
-            process_group=world.group,
-            no_dist=world.num_ranks == 1,
-        )
+        try:
+            dcp.load(
+                tensors,
+                storage_reader=dcp.FileSystemReader(path),
+                process_group=world.group,
+                no_dist=world.num_ranks == 1,
+            )
+        except Exception as error:  # torch raises its own kinds, and those of a damaged file
+            raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0][:200]}") from error
 
 
 def read_record(path: Path) -> Record:
@@ -108,6 +116,13 @@ def read_record(path: Path) -> Record:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
+def newest_for_all(folder: Path, world: World) -> Path | None:
+    """`latest`, as rank 0 sees it: on shared storage ranks may see a new folder at different times."""
+    found = latest(folder) if world.rank == 0 else None
+    step = _rank_0_says(-1 if found is None else int(found.name.removeprefix("step_")), world)
+    return None if step < 0 else folder / f"step_{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
@@ -119,6 +134,15 @@ def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
     found = list_checkpoints(folder)
     return found[-1] if found else None
+
+
+def _rank_0_says(number: int, world: World) -> int:
+    """Rank 0's number, on every rank."""
+    on_gpu = world.num_ranks > 1 and dist.get_backend(world.group) == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    lowest = -(2**53)
+    said = torch.tensor([float(number if world.rank == 0 else lowest)], dtype=torch.float64, device=device)
+    return int(max_over_ranks(said, world))
 
 
 def _barrier(world: World) -> None:

@@ -51,7 +51,8 @@ def train_step(
         if trainee.reproducible:
             # A stream's samples go through the network together, whichever rank they are on.
             embeddings = []
-            for (stream, _), images in zip(stream_sizes.items(), batch.images.split([*stream_sizes.values()]), strict=True):
+            parts = batch.images.split([*stream_sizes.values()])
+            for stream, images in zip(stream_sizes, parts, strict=True):
                 _seed(trainee.seed, step, stream)
                 embeddings.append(trainee.model(images))
         else:

@@ -178,3 +178,32 @@ def test_an_error_of_ours_keeps_its_traceback_when_asked(config_file: Path) -> N
 
 def test_evaluate_needs_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "neither a checkpoint nor a run" in refuse(capsys, "evaluate", tmp_path, "--local")
+
+
+def test_a_refused_command_does_not_take_the_name(
+    capsys: pytest.CaptureFixture[str], config_file: Path, tmp_path: Path
+) -> None:
+    refuse(capsys, "train", config_file, "run.name=again", "data.path=nowhere", "--local")
+    assert "no dataset" in refuse(capsys, "train", config_file, "run.name=again", "data.path=nowhere", "--local")
+
+
+def test_a_diverged_run_leaves_no_checkpoint(
+    capsys: pytest.CaptureFixture[str], config_file: Path, tmp_path: Path
+) -> None:
+    rates = ("optim.backbone_lr=1e30", "optim.head_lr=1e30", "optim.clip_norm=null")
+    code = main(["train", str(config_file), "run.name=nan", *rates, "train.checkpoint_every=5", "--local"])
+    assert code == 1
+    assert "lower the learning rates" in capsys.readouterr().err
+    assert not list((tmp_path / "runs" / "nan" / "checkpoints").glob("step_*"))
+
+
+def test_resume_needs_a_name(capsys: pytest.CaptureFixture[str], config_file: Path) -> None:
+    assert "run.name" in refuse(capsys, "train", config_file, "run.name=null", "--local", "--resume")
+
+
+def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str], config_file: Path, tmp_path: Path) -> None:
+    assert main(["train", str(config_file), "train.steps=2", "evaluation.raw_pixels=false", "--local"]) == 0
+    folder = next((tmp_path / "runs" / "small" / "checkpoints").glob("step_*"))
+    capsys.readouterr()
+    os.truncate(folder / ".metadata", 10)
+    assert "damaged" in refuse(capsys, "evaluate", folder, "--local")

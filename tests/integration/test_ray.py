@@ -65,3 +65,21 @@ def test_a_killed_worker_is_restarted_from_the_last_checkpoint(
     assert "continuing at step" in output
     assert batches(folder) == batches(alone.folder)
     assert curve(folder) == pytest.approx(curve(alone.folder), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_saves_the_run(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "runs" / "stopped"
+    arguments = ("run.name=stopped", "resources.workers=2", "train.steps=3000", "train.checkpoint_every=3000")
+    process = start(config_file, *arguments)
+    deadline = time.monotonic() + 120
+    while not (folder / "progress.jsonl").exists() or len(batches(folder)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, output
+    assert "run.name=stopped --resume" in output
+    assert len(list(folder.glob("checkpoints/step_*"))) == 1

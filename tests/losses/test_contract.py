@@ -203,3 +203,20 @@ def test_docstrings_tell_formula_block_and_arguments(name: str) -> None:
     doc = LOSSES[name].__doc__ or ""
     for part in ("Formula:", "Block:", "Args:", "Raises:"):
         assert part in doc, f"{name}: docstring lacks {part}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nan_stays_visible(case: Case) -> None:
+    x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0])
+    poisoned = x.detach().clone()
+    poisoned[4] = torch.nan
+    assert loss_of(case).double()(poisoned, y).isnan()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward_under_autocast_is_computed_in_full_precision(case: Case) -> None:
+    x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0] * 5, torch.float32)
+    loss = loss_of(case)
+    plain = torch.autograd.grad(loss(x, y), x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(torch.autograd.grad(loss(x, y), x)[0], plain)

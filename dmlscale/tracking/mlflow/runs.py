@@ -95,6 +95,8 @@ def start_or_continue(
             client.set_tag(run.info.run_id, RUN_KEY, key)
         else:
             client.update_run(run.info.run_id, status="RUNNING")
+            if "dmlscale.reason" in run.data.tags:  # why it ended the last time
+                client.delete_tag(run.info.run_id, "dmlscale.reason")
         run_id = str(run.info.run_id)
         client.log_batch(run_id, tags=run_tags(all_tags))
         log_params(client, run, {clean_name(name): str(value) for name, value in (params or {}).items()})

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dmlscale.data.sources import SOURCES, Source
-from dmlscale.losses import LOSSES, Loss
+from dmlscale.losses import LOSSES
 from dmlscale.registry import Registry
 
 
@@ -27,10 +27,6 @@ class LossChoice(Component):
     """A loss, its weight in the sum, and its hyper-parameters."""
 
     weight: float = Field(default=1.0, gt=0)
-
-    def build(self) -> Loss:
-        """The loss itself."""
-        return LOSSES[self.name](**self.options)
 
 
 class SourceSetting(Component):

@@ -129,7 +129,7 @@ class EvalConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What the run takes of the cluster; changing it does not change the run's results."""
+    """What the run takes of the cluster. On one kind of device, the number of workers does not change the results."""
 
     workers: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -49,7 +49,9 @@ class ClassBank(nn.Module):
 
     @torch.no_grad()
     def start_at_class_means(self, batches: Iterable[tuple[Tensor, Tensor]], spread: float = 0.05) -> None:
-        """Sets each class's rows to the mean of its embeddings; classes that never occur keep their values.
+        """Sets each class's rows to the mean direction of its embeddings, of length one.
+
+        Classes that never occur keep their values.
 
         Args:
             batches: this rank's (embeddings (b, d), labels (b,)) pairs; ranks may have different numbers.

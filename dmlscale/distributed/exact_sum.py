@@ -28,8 +28,8 @@ def exact_sum(terms: Sequence[Tensor], num_terms: int, world: World) -> Tensor:
         world: the ranks.
 
     Returns:
-        (n,) float32, the same bits on every rank and for every way of dealing the terms to ranks. A term that is
-        not finite makes the whole sum nan.
+        (n,) float32, the same bits on every rank and for every way of dealing the terms to ranks. An infinite
+        term makes the whole sum nan.
 
     Communication: one all-reduce (max) of a scalar and one (sum) of n float64.
     """

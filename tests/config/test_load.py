@@ -41,9 +41,9 @@ def test_each_mistake_is_named_with_its_key_and_value(override: str, message: st
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(QUICKSTART, ["optim.backbone_lr=-1", "train.steps=0", "data.chanels=1"])
+        load_config(QUICKSTART, ["optim.backbone_lr=-1", "train.steps=0", "data.channel=1"])
     text = str(caught.value)
-    assert all(key in text for key in ("optim.backbone_lr", "train.steps", "data.chanels", str(QUICKSTART)))
+    assert all(key in text for key in ("optim.backbone_lr", "train.steps", "data.channel", str(QUICKSTART)))
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -130,11 +130,11 @@ def _beside(job: Callable[[], dict[str, Any]], handlers: Mapping[int, Handler]) 
             done.set_exception(error)
 
     threading.Thread(target=run, name="job", daemon=True).start()
-    while True:
+    while not done.done():
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        with suppress(TimeoutError):
-            return done.result(timeout=0.2)
+        wait([done], timeout=0.2)
+    return done.result()
 
 
 def _workers(config: Config, local: bool) -> str:

@@ -76,3 +76,30 @@ def test_both_kinds_of_data_parallelism_give_the_global_gradient(gloo_pool: Gloo
     alone = gloo_pool.run(1, ddp_gradient, averaging)[0]
     for gradient in gloo_pool.run(2, ddp_gradient, averaging):
         torch.testing.assert_close(gradient, alone, rtol=1e-10, atol=1e-12)
+
+
+def few_classes(world: World, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient of the embeddings and of this rank's classes, of which there may be none."""
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mine = slice(*world.share(9))
+    local = x[mine].clone().requires_grad_()
+    loss = dmlscale.GlobalLoss(
+        "soft_triple", num_classes=num_classes, embedding_dim=4, group=world.group, centers_per_class=2
+    ).double()
+    value = loss(local, (torch.arange(9) % num_classes)[mine])
+    value.backward()
+    assert loss.bank is not None
+    assert local.grad is not None
+    assert loss.bank.weight.grad is not None
+    return value.detach(), local.grad, loss.bank.weight.grad
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+def test_more_ranks_than_classes(gloo_pool: GlooPool, num_classes: int) -> None:
+    value, by_x, by_bank = gloo_pool.run(1, few_classes, num_classes)[0]
+    ranks = gloo_pool.run(4, few_classes, num_classes)
+    assert min(len(rank[2]) for rank in ranks) == 0
+    for rank in ranks:
+        torch.testing.assert_close(rank[0], value, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.cat([rank[1] for rank in ranks]), by_x, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat([rank[2] for rank in ranks]), by_bank, rtol=1e-10, atol=1e-12)

@@ -13,7 +13,7 @@ from torch import Tensor
 # torchvision decodes small PNGs twice as fast as Pillow, but announces that its decoders will go.
 try:
     from torchvision.io import ImageReadMode, decode_image
-except ImportError:  # pragma: no cover, depends on the version
+except ImportError:  # a torchvision that has dropped them
     HAS_TORCHVISION_DECODER = False
 else:
     HAS_TORCHVISION_DECODER = True

@@ -24,9 +24,23 @@ class Component(BaseModel):
 
 
 class LossChoice(Component):
-    """A loss, its weight in the sum, and its hyper-parameters."""
+    """A loss, its weight in the sum, its hyper-parameters, and how its bank or memory is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     weight: float = Field(default=1.0, gt=0)
+    bank_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of this loss's bank; None takes optim.bank_lr."""
+    bank_weight_decay: float | None = Field(default=None, ge=0)
+    """Of this loss's bank; None takes optim.bank_weight_decay."""
+    memory_size: int = Field(default=0, ge=0)
+    """Samples of past batches that a pair loss compares with, over all workers (cross-batch memory); 0: none."""
+    memory_start: int = Field(default=0, ge=0)
+    """Steps before the memory is used; it is filled from the beginning."""
+    class_sampling: float | None = Field(default=None, gt=0, le=1)
+    """Part of the absent classes that a class loss looks at in a step; None: all classes."""
+    class_sampling_unbiased: bool = True
+    """Weigh sampled classes by 1 / class_sampling."""
 
 
 class SourceSetting(Component):
@@ -71,5 +85,5 @@ def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
     return {**kept, "options": resolved}
 
 
-LossTerm = Annotated[LossChoice, BeforeValidator(lambda v: _flat(v, LOSSES, ("name", "weight")))]
+LossTerm = Annotated[LossChoice, BeforeValidator(lambda v: _flat(v, LOSSES, tuple(LossChoice.model_fields)))]
 SourceChoice = Annotated[SourceSetting, BeforeValidator(lambda v: _flat(v, SOURCES, ("name",)))]

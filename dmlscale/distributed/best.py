@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from dmlscale.distributed.collectives import max_over_ranks, min_over_ranks, sum_over_ranks
-from dmlscale.distributed.tiles import Reduction, Sides, tile_values
+from dmlscale.distributed.columns import Columns
+from dmlscale.distributed.sides import Sides
+from dmlscale.distributed.tiles import Reduction, tile_values
 from dmlscale.distributed.world import World
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 
 
-def best_entries(reduction: Reduction, rows: Tensor, columns: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
+def best_entries(reduction: Reduction, rows: Tensor, columns: Columns, *, largest: bool) -> tuple[Tensor, Tensor]:
     """Extreme score of each row over its entries, and whether it has any -> (r,) each.
 
     A row without entries gets 0, without gradient. Ties go to the first column in the block's order.
@@ -19,8 +21,8 @@ def best_entries(reduction: Reduction, rows: Tensor, columns: Tensor, *, largest
     with torch.no_grad():
         found, column = _search(reduction, rows, columns, largest)
     if len(columns) == 0:
-        return (rows * 0).sum(1), found
-    chosen = columns[column]
+        return (rows * 0).sum(1) + columns.handle, found
+    chosen = columns.take(column)
 
     def squared_distance() -> Tensor:
         return (rows - chosen).square().sum(1, keepdim=True).clamp_min(SMALLEST_SQUARED_DISTANCE)
@@ -48,9 +50,9 @@ def best_over_ranks(values: Tensor, found: Tensor, world: World, *, largest: boo
     return sum_over_ranks(torch.where(owner == world.rank, values, 0.0), world)
 
 
-def _search(reduction: Reduction, rows: Tensor, columns: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+def _search(reduction: Reduction, rows: Tensor, columns: Columns, largest: bool) -> tuple[Tensor, Tensor]:
     """Whether each row has an entry, and the column of its best: (r,) both."""
-    sides = Sides.of(reduction, rows, columns, ())
+    sides = Sides.of(rows, columns, on_sphere=reduction.on_sphere)
     worst = -torch.inf if largest else torch.inf
     best = rows.new_full((len(rows),), worst)
     column = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)

@@ -48,14 +48,17 @@ class ClassBank(nn.Module):
         self._seed = seed
 
     @torch.no_grad()
-    def start_at_class_means(self, batches: Iterable[tuple[Tensor, Tensor]], spread: float = 0.05) -> None:
-        """Sets each class's rows to the mean direction of its embeddings, of length one.
+    def start_at_class_means(
+        self, batches: Iterable[tuple[Tensor, Tensor]], spread: float = 0.05, *, directions: bool = True
+    ) -> None:
+        """Sets each class's rows to the mean direction of its embeddings, of length one, or to their plain mean.
 
         Classes that never occur keep their values.
 
         Args:
             batches: this rank's (embeddings (b, d), labels (b,)) pairs; ranks may have different numbers.
             spread: length of the random offset that tells a class's K rows apart (K > 1).
+            directions: mean of directions, of length one; False for rows that are points among the embeddings.
 
         Communication: per batch one all-gather of embeddings and labels and of the sizes; a rank that has run out
         of batches takes part with empty ones until all have.
@@ -72,14 +75,16 @@ class ClassBank(nn.Module):
                 break
             sizes = [max(0, n) for n in sizes]
             embeddings, labels = batch or (sums.new_zeros((0, dim)), counts.new_zeros(0, dtype=torch.int64))
-            unit = normalize(embeddings.detach().to(sums.dtype), dim=1)
-            everyone = collectives.gather_rows(unit, sizes, self.world)
+            rows = embeddings.detach().to(sums.dtype)
+            rows = normalize(rows, dim=1) if directions else rows
+            everyone = collectives.gather_rows(rows, sizes, self.world)
             position = collectives.gather_rows(labels, sizes, self.world) - self.start
             mine = (position >= 0) & (position < num_local)
             sums.index_add_(0, position[mine], everyone[mine])
             counts.index_add_(0, position[mine], torch.ones_like(counts[:1]).expand(int(mine.sum())))
         seen = counts > 0
-        means = normalize(sums, dim=1)[:, None, :].expand(-1, depth, -1).clone()
+        means = normalize(sums, dim=1) if directions else sums / counts.clamp_min(1)[:, None]
+        means = means[:, None, :].expand(-1, depth, -1).clone()
         if depth > 1:
             offsets = normalize(random_rows(self.start, self.stop, (depth, dim), self._seed + 1), dim=2)
             means += spread * offsets.to(means)

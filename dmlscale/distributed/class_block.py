@@ -1,48 +1,44 @@
-"""Samples x classes: a rank owns columns.
-
-Rows and columns are sorted by label (see grid.py), so vectors a block returns are in its own order; a loss only ever
-combines them with each other.
-"""
+"""Samples x classes: a rank owns the columns of its own classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dmlscale.distributed import collectives
 from dmlscale.distributed.assignment import SoftAssignment
-from dmlscale.distributed.best import best_entries, best_over_ranks
-from dmlscale.distributed.gram import gram
+from dmlscale.distributed.batch import LocalBatch
+from dmlscale.distributed.column_block import ColumnBlock
+from dmlscale.distributed.columns import Columns
+from dmlscale.distributed.gram import sum_of_centers
 from dmlscale.distributed.grid import Grid
-from dmlscale.distributed.reductions import complete_log, counts, mean
-from dmlscale.distributed.tiles import Reduction, reduce_tiles
+from dmlscale.distributed.reductions import counts
+from dmlscale.distributed.tiles import Kind, Reduction
 from dmlscale.distributed.world import World
-from dmlscale.losses.block import LOG_OF_NOTHING, Axis, RowTile, Score, Selection, Tile, Where
+from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Axis, BlockError, Score, Tile, Where
 
 
-class ClassBlock:
+class ClassBlock(ColumnBlock):
     """Samples x classes. A rank owns the columns of its own classes; rows are the global batch.
 
-    Communication: one all-gather of the sizes, one of labels, one of embeddings (backward: reduce-scatter, sum);
-    per reduction over columns one all-reduce of (B,); over rows none; one scalar for each sum or mean.
+    Communication: that of `ColumnBlock`.
 
     Args:
-        embeddings: (b, d) this rank's embeddings.
-        labels: (b,) int64 global class ids.
-        proxies: (c, K, d) the centers of this rank's classes; both sides divided by their length if ``on_sphere``.
+        batch: this rank's embeddings, divided by their length if ``on_sphere``, global class ids and identities.
+        proxies: (c, K, d) the raw centers of this rank's classes; divided by their length here if ``on_sphere``.
         first_class: global id of the first of them; ranks hold consecutive ranges.
         num_classes: C, over all ranks.
         world: the ranks.
         on_sphere: whether rows and columns have length one.
     """
 
+    kind = "a class block"
+
     def __init__(
         self,
-        embeddings: Tensor,
-        labels: Tensor,
+        batch: LocalBatch,
         proxies: Tensor,
         *,
         first_class: int,
@@ -50,67 +46,44 @@ class ClassBlock:
         world: World,
         on_sphere: bool,
     ) -> None:
-        self._world, self._on_sphere = world, on_sphere
+        super().__init__(batch, world, on_sphere=on_sphere)
         self.num_columns = num_classes
-        sizes = collectives.gather_sizes(len(labels), world, labels.device)
-        all_labels = collectives.gather_rows(labels, sizes, world)
-        order = all_labels.argsort(stable=True)
-        self._rows = collectives.gather_rows(embeddings, sizes, world)[order]
-        self.probe = self._rows.detach().sum() * 0
-        self._centers = proxies
-        num_local, depth = proxies.shape[0], proxies.shape[1]
-        self._assignment: SoftAssignment | None = None
-        self._first = first_class
-        column_labels = torch.arange(first_class, first_class + num_local, device=labels.device)
-        self._grid = Grid.of(all_labels[order], column_labels, None, depth)
+        self._range = first_class, first_class + len(proxies)
+        self._depth = proxies.shape[1]
+        device = self._row_labels.device
         # Rows of this rank's classes are consecutive.
-        edges = torch.tensor([first_class, first_class + num_local], device=labels.device)
-        self._start, self._stop = torch.searchsorted(self._grid.row_labels, edges).tolist()
+        edges = torch.tensor(self._range, device=device)
+        self._start, self._stop = torch.searchsorted(self._row_labels, edges).tolist()
+        self._hold(proxies, torch.arange(*self._range, device=device))
 
-    @property
-    def _columns(self) -> Tensor:
-        if self._assignment is None and self._centers.shape[1] > 1:
-            raise ValueError("several centers per class need soft_assigned() first")
-        return self._centers.flatten(0, 1)
+    def _hold(self, proxies: Tensor, class_ids: Tensor) -> None:
+        """Takes proxies (c, K, d) of classes (c,) ascending as the columns."""
+        self._proxies = proxies
+        self._columns = Columns(proxies.flatten(0, 1), dtype=self._rows.dtype, unit=self._on_sphere)
+        self._grid = Grid.of(self._row_labels, class_ids, one_positive=True, depth=self._depth)
+        self.probe = self.probe + self._columns.handle
 
     def _own(self) -> Tensor:
-        """Local class position of the rows ``[start, stop)``."""
-        return self._grid.row_labels[self._start : self._stop] - self._first
+        """Column of the rows ``[start, stop)``, whose classes this rank owns."""
+        return torch.searchsorted(self._grid.column_labels, self._row_labels[self._start : self._stop])
 
-    def logsumexp(self, score: Score, *, over: Axis, where: Where) -> Tensor:
+    def _reduction(self, score: Score, kind: Kind, over: Axis, where: Where, num_row_vectors: int = 0) -> Reduction:
+        if self._assignment is None and self._depth > 1:
+            raise BlockError("several centers per class need soft_assigned() first")
+        return super()._reduction(score, kind, over, where, num_row_vectors)
+
+    def logsumexp(self, score: Score, *, over: Axis, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
         """See `SimilarityBlock.logsumexp`; with K > 1 centers only after `soft_assigned`."""
-        if where == "positive":
-            return self._target_logsumexp(score, over)
-        reduction = self._reduction(score, "logsumexp", over, where)
-        return reduce_tiles(reduction, self._rows, self._columns)
-
-    def _reduction(
-        self, score: Score, kind: Literal["sum", "logsumexp"], over: Axis, where: Where, num_row_vectors: int = 0
-    ) -> Reduction:
-        return Reduction(
-            grid=self._grid,
-            score=score,
-            kind=kind,
-            over=over,
-            where=where,
-            on_sphere=self._on_sphere,
-            assignment=self._assignment,
-            combine=self._combine if over == "columns" else complete_log,
-            num_row_vectors=num_row_vectors,
-        )
-
-    def _combine(self, shift: Tensor, total: Tensor) -> Tensor:
-        """Rows are split over ranks: bring the partial sums to a common shift and add them."""
-        highest = collectives.max_over_ranks(shift, self._world)
-        total = collectives.sum_over_ranks(total * (shift - highest).exp(), self._world)
-        return complete_log(highest, total)
-
-    def _target_logsumexp(self, score: Score, over: Axis) -> Tensor:
-        """Positives of a class block are one entry per row: no tile is needed."""
+        if where == "negative":
+            return super().logsumexp(score, over=over, where=where, rows=rows)
         if over == "columns":
             return self.target(score)
+        return self._target_logsumexp(score)
+
+    def _target_logsumexp(self, score: Score) -> Tensor:
+        """Positives of a class block are one entry per row: no tile is needed."""
         values, own = self._target_scores(score), self._own()
-        num_local = len(self._centers)
+        num_local = len(self._grid.column_labels)
         highest = values.detach().new_full((num_local,), LOG_OF_NOTHING)
         highest = highest.scatter_reduce(0, own, values.detach(), "amax")
         total = values.new_zeros(num_local).index_add(0, own, (values - highest[own]).exp())
@@ -118,10 +91,12 @@ class ClassBlock:
         # The log of an absent class would have an infinite gradient, which where() turns into nan.
         return torch.where(present, torch.where(present, total, 1.0).log() + highest, LOG_OF_NOTHING)
 
-    def _target_scores(self, score: Score) -> Tensor:
+    def _target_scores(self, score: Score, *, fixed_columns: bool = False) -> Tensor:
         """Scores of this rank's rows with their own class -> (stop - start,)."""
-        rows = self._rows[self._start : self._stop]
-        centers = self._centers[self._own()]  # (n, K, d)
+        rows, own = self._rows[self._start : self._stop], self._own()
+        each = own[:, None] * self._depth + torch.arange(self._depth, device=own.device)
+        centers = self._columns.take(each.flatten()).unflatten(0, (-1, self._depth))  # (n, K, d)
+        centers = centers.detach() if fixed_columns else centers
         # Elementwise: a matrix product's gradient would be rounded under a caller's autocast.
         raw = (centers * rows.unsqueeze(1)).sum(2)  # (n, K)
         if self._assignment is None:
@@ -131,72 +106,53 @@ class ClassBlock:
             similarity = (torch.softmax(raw / self._assignment.temperature, 1) * raw).sum(1, keepdim=True)
 
         def squared_distance() -> Tensor:
-            return (rows - centers[:, 0]).square().sum(1, keepdim=True).clamp_min(1e-12)
+            return (rows - centers[:, 0]).square().sum(1, keepdim=True).clamp_min(SMALLEST_SQUARED_DISTANCE)
 
         return score(Tile(similarity, squared_distance))[:, 0]
 
-    def target(self, score: Score) -> Tensor:
+    def target(self, score: Score, *, fixed_columns: bool = False) -> Tensor:
         """See `SimilarityBlock.target`. The owner of a class computes; one all-reduce of (B,) tells the others."""
         values = self._rows.new_zeros(len(self._rows))
         index = torch.arange(self._start, self._stop, device=values.device)
-        return collectives.sum_over_ranks(values.index_add(0, index, self._target_scores(score)), self._world)
-
-    def sum(
-        self, score: Score, *, where: Where, rows: tuple[Tensor, ...] = (), columns: tuple[Tensor, ...] = ()
-    ) -> Tensor:
-        """See `SimilarityBlock.sum`."""
-        reduction = self._reduction(score, "sum", "columns", where, len(rows))
-        local = reduce_tiles(reduction, self._rows, self._columns, *rows, *columns)
+        local = values.index_add(0, index, self._target_scores(score, fixed_columns=fixed_columns))
         return collectives.sum_over_ranks(local, self._world)
-
-    def maximum(self, score: Score, *, where: Where) -> Tensor:
-        """See `SimilarityBlock.maximum`. Three all-reduces of (B,): the best, its owner, its value."""
-        return self._best(score, where, largest=True)
-
-    def minimum(self, score: Score, *, where: Where) -> Tensor:
-        """See `SimilarityBlock.minimum`. Three all-reduces of (B,): the best, its owner, its value."""
-        return self._best(score, where, largest=False)
-
-    def _best(self, score: Score, where: Where, *, largest: bool) -> Tensor:
-        if self._centers.shape[1] > 1:
-            raise ValueError("maximum() and minimum() of a class block need one center per class")
-        reduction = self._reduction(score, "sum", "columns", where)
-        values, found = best_entries(reduction, self._rows, self._columns, largest=largest)
-        return best_over_ranks(values, found, self._world, largest=largest)
 
     def count(self, *, over: Axis, where: Where) -> Tensor:
         """See `SimilarityBlock.count`; from labels alone."""
         if over == "rows":
-            positive = counts(self._grid.column_labels, self._grid.row_labels)
+            positive = counts(self._grid.column_labels, self._row_labels)
             number = positive if where == "positive" else len(self._rows) - positive
         else:
-            number = torch.full_like(self._grid.row_labels, 1 if where == "positive" else self.num_columns - 1)
+            number = torch.full_like(self._row_labels, 1 if where == "positive" else self.num_columns - 1)
         return number.to(self._rows.dtype)
-
-    def mined(self, select: Callable[[RowTile], Selection], value: Callable[..., Tensor]) -> Tensor:
-        """Not of a class block: its rows are split over ranks."""
-        raise ValueError("mined() needs whole rows on one rank: a pair block")
-
-    def to_columns(self, vector: Tensor) -> Tensor:
-        """Not of a class block: rows are samples, columns are classes."""
-        raise ValueError("to_columns() needs a pair block")
-
-    def total(self, vector: Tensor, *, of: Axis) -> Tensor:
-        """See `SimilarityBlock.total`."""
-        return vector.sum() if of == "rows" else collectives.sum_over_ranks(vector.sum(), self._world)
-
-    def mean(self, vector: Tensor, *, of: Axis, where: Tensor | None = None) -> Tensor:
-        """See `SimilarityBlock.mean`."""
-        return mean(vector, where, self._world if of == "columns" else World())
 
     def soft_assigned(self, temperature: float) -> ClassBlock:
         """See `SimilarityBlock.soft_assigned`."""
-        view = object.__new__(ClassBlock)
+        view: ClassBlock = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
-        view._assignment = SoftAssignment(self._centers.shape[1], temperature)
+        view._assignment = SoftAssignment(self._depth, temperature)
         return view
 
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """See `SimilarityBlock.center_similarities`. Each class is whole on its rank: one scalar all-reduce."""
-        local = value(gram(self._centers)).sum()
-        return collectives.sum_over_ranks(local, self._world)
+        return collectives.sum_over_ranks(sum_of_centers(self._columns, self._depth, value, None), self._world)
+
+    def class_sums(self) -> tuple[Tensor, Tensor]:
+        """See `SimilarityBlock.class_sums`. Every rank has all rows: no communication."""
+        sums = self._rows.new_zeros((len(self._proxies), self._rows.shape[1]))
+        own = self._row_labels[self._start : self._stop] - self._range[0]
+        sums.index_add_(0, own, self._rows.detach()[self._start : self._stop])
+        return sums, torch.bincount(own, minlength=len(sums)).to(sums.dtype)
+
+    def between_centers(self) -> ClassBlock:
+        """See `SimilarityBlock.between_centers`. One more block, on the same columns."""
+        present = self._row_labels[self._start : self._stop].unique()
+        centers = self._columns.take((present - self._range[0]) * self._depth)
+        view = object.__new__(ClassBlock)
+        ColumnBlock.__init__(view, LocalBatch(centers, present, present), self._world, on_sphere=self._on_sphere)
+        view.num_columns, view._range, view._depth = self.num_columns, self._range, self._depth
+        view._columns, view._proxies = self._columns, self._proxies
+        edges = torch.tensor(self._range, device=present.device)
+        view._start, view._stop = torch.searchsorted(view._row_labels, edges).tolist()
+        view._grid = Grid.of(view._row_labels, self._grid.column_labels, one_positive=True, depth=self._depth)
+        return view

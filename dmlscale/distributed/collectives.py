@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `gather_rows` | all-gather | reduce-scatter, *sum* | W * max_b * d elements each way |
 | `sum_over_ranks` | all-reduce, sum | identity | the tensor |
+| `used_by_parts` | identity | all-reduce, *sum* | the tensor |
 | `max_over_ranks`, `min_over_ranks` | all-reduce | none | the tensor |
 | `gather_sizes` | all-gather | none | W integers |
 
@@ -53,6 +54,17 @@ def sum_over_ranks(local: Tensor, world: World) -> Tensor:
         return local
     summed: Tensor = _SumOverRanks.apply(local, world)
     return summed
+
+
+def used_by_parts(same: Tensor, world: World) -> Tensor:
+    """A tensor that all ranks hold alike, where each uses it for its own part of the work only.
+
+    Each rank's gradient is then a part of the whole; their sum is what the tensor's makers must get.
+    """
+    if world.num_ranks == 1 or not same.requires_grad:
+        return same
+    shared: Tensor = _UsedByParts.apply(same, world)
+    return shared
 
 
 def max_over_ranks(local: Tensor, world: World) -> Tensor:
@@ -112,3 +124,16 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
+
+
+class _UsedByParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, same: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return same.view_as(same)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone()
+        dist.all_reduce(total, group=ctx.world.group)
+        return total, None

@@ -9,12 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmlscale.distributed.batch import LocalBatch, places_in_batch
 from dmlscale.distributed.class_bank import ClassBank
 from dmlscale.distributed.class_block import ClassBlock
+from dmlscale.distributed.class_sampling import ClassSampling, SampledClassBlock
+from dmlscale.distributed.memory_bank import MemoryBank
+from dmlscale.distributed.memory_block import MemoryBlock
 from dmlscale.distributed.pair_block import PairBlock
+from dmlscale.distributed.support import check_labels, require_memory_support, require_sampling_support
 from dmlscale.distributed.unit import unit_rows
 from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES, Loss
+from dmlscale.losses.draws import Chance
 from dmlscale.losses.hyper_parameters import make
 
 
@@ -31,20 +37,25 @@ class GlobalLoss(nn.Module):
         >>> value.backward()
 
     Args:
-        name: a registered loss: "lifted_structure", "norm_softmax", "proxy_anchor", "soft_triple", "triplet", ...
+        name: a registered loss: "lifted_structure", "norm_softmax", "triplet", ...; `dmlscale losses` lists them.
         num_classes: C; needed by class losses, ignored by pair losses.
         embedding_dim: d.
         data_parallel: how the caller combines the backbone's gradients over ranks. "sum": they are summed.
             "mean": they are averaged, as torch's DDP does; the gradient handed to the embeddings is then multiplied
             by the number of ranks, so that the average comes out exact. The bank's gradient is exact either way.
-        seed: of the bank's random start, which does not depend on the number of ranks.
+        seed: of the bank's random start and of random choices; neither depends on the number of ranks.
         group: the process group; the default group if None.
+        memory_size: samples of past batches that pair losses compare with (cross-batch memory), over all ranks; 0: none.
+        memory_start: steps before the memory is used; it is filled from the beginning.
+        class_sampling: look at a part of the classes at each step. The bank's gradient is then sparse: give it to an
+            optimizer for sparse gradients, which touches the state of these rows only (`torch.optim.SparseAdam`).
         **hyper_parameters: the loss's own, e.g. ``margin=0.1``; unknown ones are an error.
 
     Raises:
-        ValueError: unknown name or hyper-parameter, a value out of range, or a class loss without ``num_classes``.
+        ValueError: unknown name or hyper-parameter, a value out of range, a class loss without ``num_classes``, or a
+            loss that cannot work with a memory or with class sampling.
 
-    Communication: see `PairBlock` and `ClassBlock`.
+    Communication: see `PairBlock`, `ClassBlock` and `MemoryBlock`.
     """
 
     def __init__(
@@ -56,6 +67,9 @@ class GlobalLoss(nn.Module):
         data_parallel: Literal["sum", "mean"] = "sum",
         seed: int = 0,
         group: dist.ProcessGroup | None = None,
+        memory_size: int = 0,
+        memory_start: int = 0,
+        class_sampling: ClassSampling | None = None,
         **hyper_parameters: Any,
     ) -> None:
         super().__init__()
@@ -66,19 +80,36 @@ class GlobalLoss(nn.Module):
         self.world = World.current(group)
         self.embedding_dim = embedding_dim
         self._averaged = data_parallel == "mean"
+        self._seed, self._steps = seed, 0
         self.bank: ClassBank | None = None
         if self.loss.block == "classes":
             if num_classes is None:
                 raise ValueError(f"{name} keeps a row per class: pass num_classes")
             rows = self.loss.rows_per_class
             self.bank = ClassBank(num_classes, rows, embedding_dim, seed=seed, world=self.world)
+            self.bank.weight.requires_grad_(self.loss.bank_has_gradient)
+        self.class_sampling = class_sampling
+        if class_sampling is not None:
+            require_sampling_support(name, self.loss)
+        self.memory: MemoryBank | None = None
+        self._memory_start = memory_start
+        if memory_size:
+            require_memory_support(name, self.loss)
+            self.memory = MemoryBank(memory_size, embedding_dim, world=self.world)
+        self._bank_step: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, ids: Tensor | None = None, step: int | None = None
+    ) -> Tensor:
         """The loss of the global batch.
 
         Args:
             embeddings: (b, d) this rank's; b may differ between ranks, also be 0. Half precision is computed in fp32.
             labels: (b,) int64 class ids, below ``num_classes`` for class losses.
+            ids: (b,) int64 identities, unique in the global batch. Ties, random choices and the places in a memory
+                follow them; without, they follow the place in the batch, rank after rank.
+            step: optimizer steps done before, for random choices and the start of a memory; None counts the calls
+                in training mode.
 
         Returns:
             () the same scalar on every rank.
@@ -86,7 +117,10 @@ class GlobalLoss(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or a label outside the bank.
         """
-        self._check(embeddings, labels)
+        check_labels(
+            self.name, embeddings, labels, self.embedding_dim, None if self.bank is None else self.bank.num_classes
+        )
+        step = self._steps if step is None else step
         with torch.autocast(embeddings.device.type, enabled=False):
             if torch.is_grad_enabled() and not embeddings.requires_grad:
                 # All ranks must take part in the backward collectives, also one without samples or trainable backbone.
@@ -97,23 +131,70 @@ class GlobalLoss(nn.Module):
                 embeddings = _ScaledGradient.apply(embeddings, self.world.num_ranks)
             if self.loss.on_sphere:
                 embeddings = unit_rows(embeddings)
-            block = self._block(embeddings, labels)
+            ids = places_in_batch(labels, self.world) if ids is None else ids
+            block = self._block(LocalBatch(embeddings, labels, ids), step)
             # Comparisons hide nan from miners and empty sums; the probe is zero, or nan if any embedding is not finite.
-            return self.loss(block) + block.probe
+            value: Tensor = self.loss(block) + block.probe
+        if self.training:
+            self._steps = step + 1
+            if isinstance(block, MemoryBlock) and self.memory is not None:
+                block.enter(self.memory)
+            if isinstance(block, ClassBlock) and self.loss.steps_bank:
+                self._prepare_bank_step(block)
+        return value
 
-    def _block(self, embeddings: Tensor, labels: Tensor) -> PairBlock | ClassBlock:
+    def _block(self, batch: LocalBatch, step: int) -> PairBlock | ClassBlock | MemoryBlock:
+        chance, on_sphere = Chance(self._seed, step), self.loss.on_sphere
+        if self.memory is not None:
+            used = step >= self._memory_start
+            return MemoryBlock(batch, self.memory, self.world, on_sphere=on_sphere, use_memory=used)
         if self.bank is None:
-            return PairBlock(embeddings, labels, self.world, on_sphere=self.loss.on_sphere)
-        weight = self.bank.weight.to(embeddings.dtype)
-        return ClassBlock(
-            embeddings,
-            labels,
-            unit_rows(weight) if self.loss.on_sphere else weight,
+            return PairBlock(batch, self.world, on_sphere=on_sphere, chance=chance)
+        where = {
+            "first_class": self.bank.start,
+            "num_classes": self.bank.num_classes,
+            "world": self.world,
+            "on_sphere": on_sphere,
+        }
+        if self.class_sampling is not None:
+            return SampledClassBlock(batch, self.bank.weight, self.class_sampling, chance, **where)
+        return ClassBlock(batch, self.bank.weight, **where)
+
+    @torch.no_grad()
+    def _prepare_bank_step(self, block: ClassBlock) -> None:
+        assert self.bank is not None
+        sums, counts = block.class_sums()
+        present = counts.nonzero()[:, 0]
+        rows = self.bank.weight[present, 0].to(sums.dtype)
+        self._bank_step = present, self.loss.bank_step(rows, sums[present], counts[present])
+
+    @torch.no_grad()
+    def step_bank(self) -> None:
+        """Moves the bank by the loss's own rule for the last batch, if it has one; call it after the optimizer."""
+        if self._bank_step is not None and self.bank is not None:
+            present, step = self._bank_step
+            self.bank.weight[present, 0] += step.to(self.bank.weight.dtype)
+            self._bank_step = None
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Tensor]:
+        """What the loss has to say of its bank, e.g. SoftTriple's effective number of centers; () each.
+
+        Communication: a few scalars. All ranks call it together.
+        """
+        if self.bank is None or type(self.loss).metrics is Loss.metrics:
+            return {}
+        weight = self.bank.weight
+        nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        block = ClassBlock(
+            LocalBatch(weight.new_zeros(0, self.embedding_dim), nothing, nothing),
+            weight,
             first_class=self.bank.start,
             num_classes=self.bank.num_classes,
             world=self.world,
             on_sphere=self.loss.on_sphere,
         )
+        return dict(self.loss.metrics(block))
 
     def start_at_class_means(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Sets the bank to the class means of the given (embeddings, labels) batches; see `ClassBank`.
@@ -123,20 +204,7 @@ class GlobalLoss(nn.Module):
         """
         if self.bank is None:
             raise ValueError(f"{self.name} has no rows per class that could start at class means")
-        self.bank.start_at_class_means(batches)
-
-    def _check(self, embeddings: Tensor, labels: Tensor) -> None:
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
-            raise ValueError(f"embeddings must be (b, {self.embedding_dim}), got {tuple(embeddings.shape)}")
-        if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be ({len(embeddings)},) int64, got {tuple(labels.shape)} {labels.dtype}")
-        if self.bank is not None and len(labels):
-            inside = ((labels >= 0) & (labels < self.bank.num_classes)).all()
-            message = f"{self.name}: a label is outside 0..{self.bank.num_classes - 1}"
-            if labels.is_cuda:
-                torch._assert_async(inside, message)  # no wait for the device
-            elif not inside:
-                raise ValueError(f"{message} (labels run from {int(labels.min())} to {int(labels.max())})")
+        self.bank.start_at_class_means(batches, directions=not self.loss.rows_are_points)
 
 
 class _ScaledGradient(torch.autograd.Function):

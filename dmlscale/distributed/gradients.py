@@ -1,8 +1,8 @@
 """The backward pass of a tiled reduction: every tile is computed again, and its gradient folded into both sides.
 
 For a log-sum-exp the gradient by a score is ``exp(score - result) * g`` with ``g`` per row or per column. Where the
-score brings its own derivative, ``g`` never touches the matrix: it scales one side before, the other side after the
-products, so a tile costs its product, one difference, one exp and two products.
+score brings its own derivative, ``g`` goes into the exponent, so a tile costs its product, one difference, one exp and
+two products; one product where rows and columns are the same samples (mirrored.py).
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.grid import Cell
-from dmlscale.distributed.tiles import (
-    Reduction,
-    Sides,
-    apply_reduction,
-    distance_tile,
-    make_tile,
-    similarities,
-)
+from dmlscale.distributed.mirrored import mirrored_gradient
+from dmlscale.distributed.norms import Norms
+from dmlscale.distributed.sides import Sides
+from dmlscale.distributed.tiles import Reduction, apply_reduction, distance_tile, make_tile, similarities
 from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Tile
 from dmlscale.losses.scores import NamedScore, named
 
@@ -30,75 +27,89 @@ class TileReduction(torch.autograd.Function):
     """`tiles.reduce_tiles` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, reduction: Reduction, rows: Tensor, columns: Tensor, *vectors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, reduction: Reduction, columns: Columns, rows: Tensor, handle: Tensor, *vectors: Tensor
+    ) -> tuple[Tensor, ...]:
         """See `tiles.reduce_tiles`."""
-        result: Tensor = apply_reduction(reduction, Sides.of(reduction, rows, columns, vectors))
-        ctx.reduction = reduction
-        ctx.save_for_backward(rows, columns, result, *vectors)
-        return result
+        values = apply_reduction(reduction, Sides.of(rows, columns, vectors, on_sphere=reduction.on_sphere))
+        ctx.setting = reduction, columns
+        ctx.save_for_backward(rows, values[0], *vectors)
+        ctx.mark_non_differentiable(*values[1:])
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by rows, columns and each vector."""
+        """Gradients by rows and each vector; that by columns goes to their buffer."""
+        rows, result, *vectors = ctx.saved_tensors
+        reduction, columns = ctx.setting
         # A caller's autocast may span the backward pass; tiles are computed again as they were.
         with torch.autocast(gradients[0].device.type, enabled=False):
-            return TileReduction._backward(ctx, *gradients)
+            sides = Sides.of(rows, columns, tuple(vectors), on_sphere=reduction.on_sphere)
+            to_rows, to_vectors = _gradient(reduction, sides, result, gradients[0])
+        return None, None, to_rows, rows.new_zeros(()), *to_vectors
 
-    @staticmethod
-    def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, result, *vectors = ctx.saved_tensors
-        reduction: Reduction = ctx.reduction
-        sides = Sides.of(reduction, rows, columns, tuple(vectors))
-        if reduction.kind == "logsumexp":
-            # exp(score - inf) = 0: an empty sum passes nothing on.
-            result = result.masked_fill(result <= LOG_OF_NOTHING / 2, torch.inf)
-        score = named(reduction.score)
-        if score is not None and reduction.kind == "logsumexp":
-            return None, *_of_named_logsumexp(reduction, score, sides, result, gradients[0])
-        return None, *_of_any(reduction, sides, result, gradients[0])
+
+def _gradient(
+    reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    if reduction.is_log:
+        # exp(score - inf) = 0: an empty sum passes nothing on.
+        result = result.masked_fill(result <= LOG_OF_NOTHING / 2, torch.inf)
+    score = named(reduction.score)
+    if score is None or not reduction.is_log:
+        return _of_any(reduction, sides, result, gradient)
+    nothing = (None,) * len(sides.vectors)
+    if score.symmetric and reduction.mirror is not None:
+        return mirrored_gradient(reduction, score, sides, result, gradient, reduction.mirror), nothing
+    return _of_named_logsumexp(reduction, score, sides, result, gradient), nothing
 
 
 def _of_named_logsumexp(
     reduction: Reduction, score: NamedScore, sides: Sides, result: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     by_row = reduction.over == "columns"
-    factor = gradient if by_row else gradient.repeat_interleave(reduction.depth)
-    rows = sides.rows * factor[:, None] if by_row else sides.rows
-    columns = sides.columns if by_row else sides.columns * factor[:, None]
-    to_rows, to_columns = torch.zeros_like(sides.rows), torch.zeros_like(sides.columns)
-    norms = _Norms(sides, factor if by_row else None, None if by_row else factor)
+    # exp(score - result) * g = exp(score - (result - log g)); nothing where g is zero.
+    offset = result - gradient.abs().log()
+    has_negative = bool((gradient < 0).any())
+    to_rows, to_columns = torch.zeros_like(sides.rows), sides.columns.gradient()
+    norms = Norms(sides)
     for cell in reduction.grid.cells(reduction.where):
         through_distance = score.through == "distance"
         similarity, raw = (sides.rows, sides.rows) if through_distance else similarities(reduction, sides, cell)
         tile = distance_tile(sides, cell) if through_distance else make_tile(reduction, sides, cell, similarity)
-        part = result[cell.top : cell.bottom, None] if by_row else result[None, cell.left : cell.right]
+        part = slice(cell.top, cell.bottom) if by_row else slice(cell.left, cell.right)
         # Pulling back through the assignment needs the similarities, which `minus` may overwrite.
         kept = similarity.clone() if reduction.assignment else similarity
-        weights = score.minus(tile, part).exp_()
+        weights = score.minus(tile, offset[part].unsqueeze(int(by_row))).exp_()
         if cell.mixed:
             reduction.grid.blank(weights, cell, reduction.where, 0.0)
+        if has_negative:
+            weights.mul_(gradient[part].sign().unsqueeze(int(by_row)))
         by_similarity = score.pull_back_(tile, weights)
         if through_distance:
             norms.add(cell, by_similarity)
         if reduction.assignment is not None:
             by_similarity = reduction.assignment.pull_back(raw, kept, by_similarity)
-        band, span = slice(cell.top, cell.bottom), slice(cell.left * reduction.depth, cell.right * reduction.depth)
-        to_rows[band].addmm_(by_similarity, columns[span])
-        to_columns[span].addmm_(by_similarity.T, rows[band])
-    if by_row:
-        to_rows *= factor[:, None]
-    else:
-        to_columns *= factor[:, None]
+        _fold(reduction, sides, cell, by_similarity, to_rows, to_columns)
     norms.finish(to_rows, to_columns)
-    return to_rows, to_columns
+    return to_rows
 
 
-def _of_any(reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+def _fold(
+    reduction: Reduction, sides: Sides, cell: Cell, by_similarity: Tensor, to_rows: Tensor, to_columns: Tensor
+) -> None:
+    """Adds a tile's gradient to both sides."""
+    band, left, right = slice(cell.top, cell.bottom), cell.left * reduction.depth, cell.right * reduction.depth
+    to_rows[band].addmm_(by_similarity, sides.columns.strip(left, right))
+    to_columns[left:right].addmm_(by_similarity.T, sides.rows[band])
+
+
+def _of_any(reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Autograd inside each tile; also by the extra vectors."""
-    to_rows, to_columns = torch.zeros_like(sides.rows), torch.zeros_like(sides.columns)
+    to_rows, to_columns = torch.zeros_like(sides.rows), sides.columns.gradient()
     to_vectors = tuple(torch.zeros_like(vector) for vector in sides.vectors)
-    norms = _Norms(sides)
+    norms = Norms(sides)
     for cell in reduction.grid.cells(reduction.where):
         similarity, raw = similarities(reduction, sides, cell)
         by_similarity, by_distance, by_vectors = _of_tile(reduction, sides, cell, similarity, result, gradient)
@@ -106,14 +117,13 @@ def _of_any(reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor
             norms.add(cell, by_distance)
         if reduction.assignment is not None:
             by_similarity = reduction.assignment.pull_back(raw, similarity, by_similarity)
-        band, span = slice(cell.top, cell.bottom), slice(cell.left * reduction.depth, cell.right * reduction.depth)
-        to_rows[band].addmm_(by_similarity, sides.columns[span])
-        to_columns[span].addmm_(by_similarity.T, sides.rows[band])
+        _fold(reduction, sides, cell, by_similarity, to_rows, to_columns)
         for n, part in enumerate(by_vectors):
             is_row = n < reduction.num_row_vectors
-            to_vectors[n][band if is_row else slice(cell.left, cell.right)] += part.flatten()
+            span = slice(cell.top, cell.bottom) if is_row else slice(cell.left, cell.right)
+            to_vectors[n][span] += part.flatten()
     norms.finish(to_rows, to_columns)
-    return (to_rows, to_columns, *to_vectors)
+    return to_rows, to_vectors
 
 
 def _of_tile(
@@ -140,43 +150,14 @@ def _of_tile(
 
 def _upstream(reduction: Reduction, cell: Cell, values: Tensor, result: Tensor, gradient: Tensor) -> Tensor:
     """Gradient by the scores of a tile; overwrites ``values``."""
+    band = slice(cell.top, cell.bottom)
     if reduction.kind == "sum":
         upstream = values.copy_(gradient.expand_as(values))
+    elif reduction.kind == "row_sum":
+        upstream = values.copy_(gradient[band, None].expand_as(values))
     else:
         by_row = reduction.over == "columns"
-        part = slice(cell.top, cell.bottom) if by_row else slice(cell.left, cell.right)
+        part = band if by_row else slice(cell.left, cell.right)
         result, gradient = result[part].unsqueeze(int(by_row)), gradient[part].unsqueeze(int(by_row))
         upstream = values.sub_(result).exp_().mul_(gradient)
     return reduction.grid.blank(upstream, cell, reduction.where, 0.0) if cell.mixed else upstream
-
-
-class _Norms:
-    """Gradient through the squared lengths in a distance: a row gets -x times the sum of its tile gradients.
-
-    Args:
-        sides: of the block.
-        row_factor: (r,) what the gradients of a row are still to be multiplied with.
-        column_factor: (c,) of a column.
-    """
-
-    def __init__(self, sides: Sides, row_factor: Tensor | None = None, column_factor: Tensor | None = None) -> None:
-        self._sides, self._row_factor, self._column_factor = sides, row_factor, column_factor
-        self._needed = sides.row_norms is not None
-        self._by_row = sides.rows.new_zeros(len(sides.rows))
-        self._by_column = sides.rows.new_zeros(len(sides.columns))
-
-    def add(self, cell: Cell, by_similarity: Tensor) -> None:
-        if not self._needed:
-            return
-        band, span = slice(cell.top, cell.bottom), slice(cell.left, cell.right)
-        along_row, along_column = self._column_factor, self._row_factor
-        self._by_row[band] += by_similarity.sum(1) if along_row is None else by_similarity @ along_row[span]
-        self._by_column[span] += by_similarity.sum(0) if along_column is None else along_column[band] @ by_similarity
-
-    def finish(self, to_rows: Tensor, to_columns: Tensor) -> None:
-        if not self._needed:
-            return
-        by_row = self._by_row if self._row_factor is None else self._by_row * self._row_factor
-        by_column = self._by_column if self._column_factor is None else self._by_column * self._column_factor
-        to_rows.addcmul_(by_row[:, None], self._sides.rows, value=-1)
-        to_columns.addcmul_(by_column[:, None], self._sides.columns, value=-1)

@@ -1,28 +1,61 @@
-"""Similarities among the centers of each class."""
+"""Similarities among the centers of each class: C blocks of K x K, a few classes at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmlscale.distributed.columns import Columns
 
-def gram(centers: Tensor) -> Tensor:
-    """(c, K, d) -> (c, K, K) dot products, whose gradient keeps its precision under a caller's autocast."""
-    result: Tensor = _Gram.apply(centers)
+ENTRIES_AT_A_TIME = 2**18  # of the K x K blocks
+Value = Callable[[Tensor], Tensor]
+
+
+def sum_of_centers(columns: Columns, depth: int, value: Value, weights: Tensor | None) -> Tensor:
+    """Sum over classes of ``weight * value((classes, K, K) dot products) -> (classes,)`` -> (); differentiable.
+
+    Args:
+        columns: (c * K, d) centers.
+        depth: K.
+        value: of the dot products among each class's centers.
+        weights: (c,) or None for ones.
+    """
+    result: Tensor = _SumOfCenters.apply(columns.handle, columns, depth, value, weights)
     return result
 
 
-class _Gram(torch.autograd.Function):
+def _parts(columns: Columns, depth: int, weights: Tensor | None) -> Any:
+    step = max(1, ENTRIES_AT_A_TIME // depth**2)
+    for first in range(0, len(columns) // depth, step):
+        rows = slice(first * depth, (first + step) * depth)
+        centers = columns.at(rows).unflatten(0, (-1, depth))  # (classes, K, d)
+        ones = centers.new_ones(len(centers))
+        yield rows, centers, ones if weights is None else weights[first : first + step]
+
+
+class _SumOfCenters(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, centers: Tensor) -> Tensor:
-        ctx.save_for_backward(centers)
-        return centers @ centers.mT
+    def forward(ctx: Any, handle: Tensor, columns: Columns, depth: int, value: Value, weights: Tensor | None) -> Tensor:
+        ctx.setting = columns, depth, value, weights
+        total = handle.new_zeros(())
+        for _, centers, weight in _parts(columns, depth, weights):
+            total += value(centers @ centers.mT) @ weight
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        columns, depth, value, weights = ctx.setting
+        # A caller's autocast may span the backward pass.
         with torch.autocast(gradients[0].device.type, enabled=False):
-            return ((gradients[0] + gradients[0].mT) @ ctx.saved_tensors[0],)
+            for rows, centers, weight in _parts(columns, depth, weights):
+                with torch.enable_grad():
+                    gram = (centers @ centers.mT).requires_grad_()
+                    (by_gram,) = torch.autograd.grad(value(gram) @ weight, gram)
+                by_center = (by_gram + by_gram.mT) @ centers
+                columns.gradient()[rows] += by_center.flatten(0, 1) * gradients[0]
+        return gradients[0].new_zeros(()), None, None, None, None

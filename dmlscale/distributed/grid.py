@@ -39,9 +39,10 @@ class Grid:
         row_labels: (r,) int64 ascending.
         column_labels: (c,) int64 ascending.
         own_column: (r,) position of each row among the columns in a pair block, where it is no pair with itself;
-            None in a class block.
+            None where rows and columns are different things; a negative entry is on another rank.
         tile_rows: rows of a tile.
         tile_columns: columns of a tile.
+        one_positive: a row has one positive at most, as in a class block.
     """
 
     row_labels: Tensor
@@ -49,16 +50,38 @@ class Grid:
     own_column: Tensor | None
     tile_rows: int
     tile_columns: int
+    one_positive: bool
 
     @classmethod
-    def of(cls, row_labels: Tensor, column_labels: Tensor, own_column: Tensor | None, depth: int = 1) -> Grid:
+    def of(
+        cls,
+        row_labels: Tensor,
+        column_labels: Tensor,
+        own_column: Tensor | None = None,
+        *,
+        one_positive: bool = False,
+        depth: int = 1,
+    ) -> Grid:
         """A grid with tile sizes for the device; ``depth`` is the number of raw columns per column (K centers)."""
         cpu = row_labels.device.type == "cpu"
         rows, columns = (ROWS_ON_CPU, COLUMNS_ON_CPU) if cpu else (ROWS_ON_GPU, COLUMNS_ON_GPU)
-        return cls(row_labels, column_labels, own_column, rows, max(1, columns // depth))
+        return cls(row_labels, column_labels, own_column, rows, max(1, columns // depth), one_positive)
 
     def cells(self, where: Where) -> Iterator[Cell]:
-        """The cells that can hold such entries, row band by row band."""
+        """The cells that can hold such entries: a band of rows at a time, or a strip of columns in a class block."""
+        return self._by_strip(where) if self.one_positive else self._by_band(where)
+
+    def _by_strip(self, where: Where) -> Iterator[Cell]:
+        """A strip of classes meets all rows before the next one: it is normalised once."""
+        zones = self._zones(self.tile_rows)
+        for left in range(0, len(self.column_labels), self.tile_columns):
+            right = min(left + self.tile_columns, len(self.column_labels))
+            for (start, stop), top in zip(zones, range(0, len(self.row_labels), self.tile_rows), strict=True):
+                mixed = start < right and stop > left
+                if mixed or where == "negative":
+                    yield Cell(top, min(top + self.tile_rows, len(self.row_labels)), left, right, mixed)
+
+    def _by_band(self, where: Where) -> Iterator[Cell]:
         # Positives lie near the diagonal: the lower a band, the fewer negatives its zone covers.
         height = self.tile_rows if where == "negative" else min(self.tile_rows, POSITIVE_ROWS)
         for (start, stop), top in zip(self._zones(height), range(0, len(self.row_labels), height), strict=True):
@@ -82,12 +105,14 @@ class Grid:
 
     def blank(self, values: Tensor, cell: Cell, where: Where, filler: float) -> Tensor:
         """Overwrites, in place, the entries of a mixed cell that are not ``where``."""
-        if self.own_column is None:
+        if self.one_positive:
             return self._blank_classes(values, cell, where, filler)
         same = self.row_labels[cell.top : cell.bottom, None] == self.column_labels[None, cell.left : cell.right]
         if where == "negative":
             return values.masked_fill_(same, filler)
         values.masked_fill_(~same, filler)
+        if self.own_column is None:
+            return values
         own = self.own_column[cell.top : cell.bottom] - cell.left
         rows = ((own >= 0) & (own < cell.right - cell.left)).nonzero()[:, 0]
         values[rows, own[rows]] = filler

@@ -3,70 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmlscale.distributed.columns import Columns
+from dmlscale.distributed.entries import add_gradient, distances_at, entries_at_a_time
 from dmlscale.distributed.grid import Grid
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, RowTile, Selection
-
-# Entries of the similarity matrix that are alive at a time: 4 MB in fp32 on CPU stays near the cache.
-ENTRIES_ON_CPU, ENTRIES_ON_GPU = 2**20, 2**27
+from dmlscale.losses.draws import Chance
 
 Select = Callable[[RowTile], Selection]
 Value = Callable[..., Tensor]
 
 
+class Mining(NamedTuple):
+    """How rows are mined.
+
+    Args:
+        grid: labels of the block.
+        on_sphere: rows and columns have length one.
+        select: the miner.
+        value: of the squared distances of each role.
+        chance: its random numbers.
+        row_ids: (r,) identities of the rows, for random numbers that do not depend on the number of ranks.
+        column_ids: (c,) of the columns.
+    """
+
+    grid: Grid
+    on_sphere: bool
+    select: Select
+    value: Value
+    chance: Chance
+    row_ids: Tensor
+    column_ids: Tensor
+
+
 class Band:
     """`RowTile`: some consecutive rows against all columns, both sorted by label."""
 
-    def __init__(self, grid: Grid, rows: Tensor, columns: Tensor, top: int, on_sphere: bool) -> None:
-        bottom = top + len(rows)
-        squared = (rows @ columns.T).mul_(-2)
-        if on_sphere:
+    def __init__(self, mining: Mining, rows: Tensor, columns: Columns, top: int) -> None:
+        everyone = columns.strip(0, len(columns))
+        squared = (rows @ everyone.T).mul_(-2)
+        if mining.on_sphere:
             squared.add_(2)
         else:
-            squared.add_(rows.square().sum(1)[:, None]).add_(columns.square().sum(1)[None, :])
+            squared.add_(rows.square().sum(1)[:, None]).add_(columns.squared_lengths()[None, :])
         self.squared_distance = squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
-        self._start, self._stop = (edge[top:bottom, None] for edge in grid.class_ranges)
-        longest = int((self._stop - self._start).max()) if len(rows) else 0
-        offsets = torch.arange(longest, device=rows.device)
+        self.dim = rows.shape[1]
+        band = slice(top, top + len(rows))
+        start, stop = (edge[band, None] for edge in mining.grid.class_ranges)
+        longest = int((stop - start).max()) if len(rows) else 0
         # Padding repeats the class's last column rather than touching a column of another class.
-        self._class_columns = torch.minimum(self._start + offsets, self._stop - 1)
-        assert grid.own_column is not None
-        own = grid.own_column[top:bottom, None]
-        others = self._start + offsets[: max(0, longest - 1)]
-        others = others + (others >= own)  # the row itself is left out
-        self.positive_valid = others < self._stop
-        self.positive_columns = torch.minimum(others, self._stop - 1)
+        self._class_columns = torch.minimum(start + torch.arange(longest, device=rows.device), stop - 1)
+        self.positive_columns, self.positive_valid = positive_columns(mining.grid, band)
+        self._mining, self._band = mining, band
 
     def fill_class(self, matrix: Tensor, value: float) -> None:
         """See `RowTile.fill_class`."""
         matrix.scatter_(1, self._class_columns, value)
 
+    def draws(self) -> Tensor:
+        """See `RowTile.draws`."""
+        m = self._mining
+        return m.chance.uniform(m.row_ids[self._band, None], m.column_ids[self.positive_columns])
 
-def mine(grid: Grid, rows: Tensor, columns: Tensor, on_sphere: bool, select: Select, value: Value) -> Tensor:
+
+def positive_columns(grid: Grid, band: slice) -> tuple[Tensor, Tensor]:
+    """Columns of the same class as each row of a band, the row itself left out: (r, m) columns, (r, m) valid."""
+    start, stop = (edge[band, None] for edge in grid.class_ranges)
+    assert grid.own_column is not None
+    longest = int((stop - start).max()) if len(start) else 0
+    others = start + torch.arange(max(0, longest - 1), device=start.device)
+    others = others + (others >= grid.own_column[band, None])
+    return torch.minimum(others, stop - 1), others < stop
+
+
+def mine(mining: Mining, rows: Tensor, columns: Columns) -> Tensor:
     """Sum over each row's selected tuples of ``value(squared distances of each role)`` -> (r,)."""
-    result: Tensor = _Mined.apply(grid, rows, columns, on_sphere, select, value)
+    result: Tensor = _Mined.apply(columns.handle, mining, rows, columns)
     return result
 
 
 class _Mined(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, grid: Grid, rows: Tensor, columns: Tensor, on_sphere: bool, select: Select, value: Value
-    ) -> Tensor:
-        ctx.setting = grid, on_sphere, select, value
-        ctx.save_for_backward(rows, columns)
+    def forward(ctx: Any, handle: Tensor, mining: Mining, rows: Tensor, columns: Columns) -> Tensor:
+        ctx.setting = mining, columns
+        ctx.save_for_backward(rows)
         # A selection no larger than the embeddings is kept; a larger one is mined again in the backward pass.
         ctx.kept = {}
         sums = rows.new_zeros(len(rows))
         for top, bottom in _bands(len(rows), len(columns), rows.device):
-            chosen = _select(grid, rows, columns, top, bottom, on_sphere, select)
-            squared = [_entries(rows[top:bottom], columns, c, on_sphere) for c in chosen.columns]
-            sums[top:bottom] = value(*squared).masked_fill(~chosen.valid, 0.0).sum(1)
+            band = rows[top:bottom]
+            chosen = mining.select(Band(mining, band, columns, top))
+            squared = [distances_at(band, columns, c) for c in chosen.columns]
+            sums[top:bottom] = mining.value(*squared).masked_fill(~chosen.valid, 0.0).sum(1)
             if len(chosen.columns) * chosen.valid.shape[1] <= rows.shape[1]:
                 ctx.kept[top] = chosen
         return sums
@@ -74,44 +107,24 @@ class _Mined(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        mining, columns = ctx.setting
+        to_rows = torch.zeros_like(rows)
         # A caller's autocast may span the backward pass; rows are mined again as they were.
         with torch.autocast(gradients[0].device.type, enabled=False):
-            return _Mined._backward(ctx, *gradients)
-
-    @staticmethod
-    def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns = ctx.saved_tensors
-        grid, on_sphere, select, value = ctx.setting
-        to_rows, to_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-        for top, bottom in _bands(len(rows), len(columns), rows.device):
-            chosen = ctx.kept.get(top) or _select(grid, rows, columns, top, bottom, on_sphere, select)
-            band = rows[top:bottom]
-            squared = [_entries(band, columns, c, on_sphere) for c in chosen.columns]
-            by_entry = _entry_gradients(value, squared, chosen.valid, gradients[0][top:bottom])
-            for index, gradient in zip(chosen.columns, by_entry, strict=True):
-                _scatter(band, columns, index, gradient, to_rows[top:bottom], to_columns)
-        return None, to_rows, to_columns, None, None, None
+            for top, bottom in _bands(len(rows), len(columns), rows.device):
+                band = rows[top:bottom]
+                chosen = ctx.kept.get(top) or mining.select(Band(mining, band, columns, top))
+                squared = [distances_at(band, columns, c) for c in chosen.columns]
+                by_entry = _entry_gradients(mining.value, squared, chosen.valid, gradients[0][top:bottom])
+                for index, gradient in zip(chosen.columns, by_entry, strict=True):
+                    add_gradient(band, columns, index, gradient, to_rows[top:bottom])
+        return rows.new_zeros(()), None, to_rows, None
 
 
 def _bands(num_rows: int, num_columns: int, device: torch.device) -> list[tuple[int, int]]:
-    entries = ENTRIES_ON_CPU if device.type == "cpu" else ENTRIES_ON_GPU
-    height = max(1, min(512, entries // max(1, num_columns)))
+    height = max(1, min(512, entries_at_a_time(device) // max(1, num_columns)))
     return [(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
-
-
-def _select(
-    grid: Grid, rows: Tensor, columns: Tensor, top: int, bottom: int, on_sphere: bool, select: Select
-) -> Selection:
-    return select(Band(grid, rows[top:bottom], columns, top, on_sphere))
-
-
-def _entries(rows: Tensor, columns: Tensor, index: Tensor, on_sphere: bool) -> Tensor:
-    """Squared distances of each row to its chosen columns: (r, m), a few rows' columns gathered at a time."""
-    squared = rows.new_empty(index.shape)
-    for part in _slices(index, rows.shape[1]):
-        difference = columns[index[part]].sub_(rows[part, None, :])  # (r', m, d)
-        squared[part] = difference.square_().sum(2)
-    return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
 
 
 def _entry_gradients(value: Value, squared: list[Tensor], valid: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -121,20 +134,3 @@ def _entry_gradients(value: Value, squared: list[Tensor], valid: Tensor, gradien
         found = torch.autograd.grad(total, leaves, gradient)
     # Equal points have no direction to move in.
     return tuple(by_entry * (leaf > SMALLEST_SQUARED_DISTANCE) for by_entry, leaf in zip(found, leaves, strict=True))
-
-
-def _scatter(
-    rows: Tensor, columns: Tensor, index: Tensor, gradient: Tensor, to_rows: Tensor, to_columns: Tensor
-) -> None:
-    """Adds d|x - y|^2 = 2 (x - y) per chosen entry to both ends."""
-    for part in _slices(index, rows.shape[1]):
-        towards = rows[part, None, :] - columns[index[part]]  # (r', m, d)
-        towards.mul_(2 * gradient[part].unsqueeze(2))
-        to_rows[part] += towards.sum(1)
-        to_columns.index_add_(0, index[part].flatten(), towards.flatten(0, 1), alpha=-1)
-
-
-def _slices(index: Tensor, dim: int) -> list[slice]:
-    entries = ENTRIES_ON_CPU if index.device.type == "cpu" else ENTRIES_ON_GPU
-    step = max(1, entries // max(1, index.shape[1] * dim))
-    return [slice(start, start + step) for start in range(0, len(index), step)]

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dmlscale.distributed.assignment import SoftAssignment
+from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.grid import Cell, Grid
-from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Axis, Score, Tile, Where
-from dmlscale.losses.scores import ScaledSimilarity, named
+from dmlscale.distributed.sides import Sides
+from dmlscale.losses.block import LOG_OF_NOTHING, Axis, Score, Tile, Where
+from dmlscale.losses.scores import named
 
 # exp() of a float32 stays normal, and sums of up to e^24 = 2.6e10 terms finite, within this half range.
 SAFE_HALF_RANGE = 64.0
 # A sum of exp(score - upper bound) above this has lost nothing that matters to underflow.
 SMALLEST_TRUSTED_SUM = 1e-20
+
+Kind = Literal["sum", "row_sum", "logsumexp", "logsumexp_and_maximum"]
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,34 @@ class Reduction:
     Args:
         grid: labels and tile sizes.
         score: elementwise function of a tile.
-        kind: sum of all scores, or log-sum-exp along ``over``.
+        kind: sum of all scores, of each row's scores, or log-sum-exp along ``over``, with each row's highest score.
         over: the axis that is reduced away by "logsumexp".
         where: which entries count.
         on_sphere: rows and columns have length one.
         assignment: K centers per class -> one similarity per class; None for one column per class or sample.
         combine: (maximum or shift, sum) per row, partial on each rank -> global log-sum-exp.
         num_row_vectors: how many of the extra vectors are per row; the others are per column.
+        mirror: makes a per-row vector per column, where rows and columns are the same samples: the backward pass of
+            a symmetric score then needs no gradient by columns.
         shift: keeps ``exp(score - shift)`` in range for every entry; None where no such number is known.
     """
 
     grid: Grid
     score: Score
-    kind: Literal["sum", "logsumexp"]
+    kind: Kind
     over: Axis
     where: Where
     on_sphere: bool
     assignment: SoftAssignment | None
     combine: Callable[[Tensor, Tensor], Tensor]
     num_row_vectors: int = 0
+    mirror: Callable[[Tensor], Tensor] | None = None
     shift: float | None = None
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the result is a log-sum-exp."""
+        return self.kind in ("logsumexp", "logsumexp_and_maximum")
 
     @property
     def depth(self) -> int:
@@ -58,72 +70,31 @@ class Reduction:
         return self.assignment.centers_per_class if self.assignment else 1
 
 
-class Scratch:
-    """Memory for one product at a time: fresh pages for every tile would cost as much as a sweep over it."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._memory = like.new_empty(0)
-
-    def take(self, r: int, c: int) -> Tensor:
-        """(r, c), valid until the next call."""
-        if len(self._memory) < r * c:
-            self._memory = self._memory.new_empty(r * c)
-        return self._memory[: r * c].view(r, c)
+def reduce_tiles(reduction: Reduction, rows: Tensor, columns: Columns, *vectors: Tensor) -> Tensor:
+    """The reduction's value: () for a sum, (r,) or (c,) for others. Differentiable in rows, columns and vectors."""
+    return _apply(reduction, rows, columns, vectors)[0]
 
 
-class Sides(NamedTuple):
-    """The tensors of a block: rows (r, d), columns (c * K, d), and vectors along either side."""
-
-    rows: Tensor
-    columns: Tensor
-    row_norms: Tensor | None  # (r,) squared lengths; None on the sphere
-    column_norms: Tensor | None  # (c,)
-    vectors: tuple[Tensor, ...]
-    scratch: Scratch
-
-    @classmethod
-    def of(cls, reduction: Reduction, rows: Tensor, columns: Tensor, vectors: tuple[Tensor, ...]) -> Sides:
-        """The sides with their squared lengths, where those matter."""
-        scratch = Scratch(rows)
-        if reduction.on_sphere:
-            return cls(rows, columns, None, None, vectors, scratch)
-        return cls(rows, columns, rows.square().sum(1), columns.square().sum(1), vectors, scratch)
-
-    def similarity(self, cell: Cell, depth: int = 1) -> Tensor:
-        """(r, c * K) dot products of a cell, in the scratch memory."""
-        rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left * depth : cell.right * depth]
-        return torch.mm(rows, columns.T, out=self.scratch.take(len(rows), len(columns)))
-
-    def squared_distance(self, cell: Cell, similarity: Tensor | None = None) -> Tensor:
-        """(r, c) squared distances of a cell; in the scratch memory if its similarities are not given."""
-        rows, columns = self.rows[cell.top : cell.bottom], self.columns[cell.left : cell.right]
-        row_norms, column_norms = self.row_norms, self.column_norms
-        offset = rows.new_full((1,), 2.0) if column_norms is None else column_norms[None, cell.left : cell.right]
-        if similarity is None:
-            squared = self.scratch.take(len(rows), len(columns))
-            torch.addmm(offset, rows, columns.T, alpha=-2, out=squared)
-        else:
-            squared = torch.add(offset, similarity, alpha=-2)
-        if row_norms is not None:
-            squared.add_(row_norms[cell.top : cell.bottom, None])
-        return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
+def reduce_with_maximum(reduction: Reduction, rows: Tensor, columns: Columns, *vectors: Tensor) -> tuple[Tensor, ...]:
+    """Log-sum-exp (r,), and without gradient this rank's highest score (r,) of each row."""
+    return _apply(replace(reduction, kind="logsumexp_and_maximum"), rows, columns, vectors)
 
 
-def reduce_tiles(reduction: Reduction, rows: Tensor, columns: Tensor, *vectors: Tensor) -> Tensor:
-    """The reduction's value: () for a sum, (r,) or (c,) for a log-sum-exp. Differentiable in all tensors."""
+def _apply(reduction: Reduction, rows: Tensor, columns: Columns, vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     from dmlscale.distributed.gradients import TileReduction
 
     score = named(reduction.score)
-    if score is not None and reduction.on_sphere and reduction.kind == "logsumexp":
-        low, high = score.range_on_sphere()
-        if (high - low) / 2 <= SAFE_HALF_RANGE:
-            reduction = replace(reduction, shift=(low + high) / 2)
-    if isinstance(score, ScaledSimilarity) and reduction.assignment is None:
-        # The scale moves from every entry of the matrix to the rows.
-        rows = rows * score.scale
-        reduction = replace(reduction, score=ScaledSimilarity(1.0, score.shift))
-    value: Tensor = TileReduction.apply(reduction, rows, columns, *vectors)
-    return value
+    if score is not None and reduction.on_sphere and reduction.is_log:
+        ends = score.range_on_sphere()
+        if ends is not None and (ends[1] - ends[0]) / 2 <= SAFE_HALF_RANGE:
+            reduction = replace(reduction, shift=(ends[0] + ends[1]) / 2)
+    if score is not None and reduction.assignment is None:
+        factor, left = score.absorbed()
+        if factor != 1:
+            # The factor moves from every entry of the matrix to the rows.
+            rows, reduction = rows * factor, replace(reduction, score=left)
+    values: tuple[Tensor, ...] = TileReduction.apply(reduction, columns, rows, columns.handle, *vectors)
+    return values
 
 
 def make_tile(reduction: Reduction, sides: Sides, cell: Cell, similarity: Tensor) -> Tile:
@@ -160,18 +131,29 @@ def tile_values(reduction: Reduction, sides: Sides, cell: Cell, minus: float = 0
     return values - minus if minus else values
 
 
-def total(reduction: Reduction, sides: Sides) -> Tensor:
-    """Sum of the scores of all entries -> ()."""
-    result = sides.rows.new_zeros(())
+def apply_reduction(reduction: Reduction, sides: Sides) -> tuple[Tensor, ...]:
+    """The value of a reduction, alone or with the highest scores."""
+    if reduction.kind == "logsumexp_and_maximum":
+        return _with_maximum(reduction, sides)
+    return (_logsumexp(reduction, sides) if reduction.is_log else _total(reduction, sides),)
+
+
+def _total(reduction: Reduction, sides: Sides) -> Tensor:
+    """Sum of the scores of all entries -> (), or of each row's -> (r,)."""
+    by_row = reduction.kind == "row_sum"
+    result = sides.rows.new_zeros(len(sides.rows) if by_row else ())
     for cell in reduction.grid.cells(reduction.where):
         values = tile_values(reduction, sides, cell)
         if cell.mixed:
             reduction.grid.blank(values, cell, reduction.where, 0.0)
-        result += values.sum()
+        if by_row:
+            result[cell.top : cell.bottom] += values.sum(1)
+        else:
+            result += values.sum()
     return result
 
 
-def logsumexp(reduction: Reduction, sides: Sides) -> Tensor:
+def _logsumexp(reduction: Reduction, sides: Sides) -> Tensor:
     """Log-sum-exp along one axis: with a constant shift where that is safe, else with a running maximum."""
     if reduction.shift is not None:
         sums = _sums_of_exp(reduction, sides, reduction.shift)
@@ -184,20 +166,38 @@ def logsumexp(reduction: Reduction, sides: Sides) -> Tensor:
     return reduction.combine(*_running_maximum(reduction, sides))
 
 
+def _with_maximum(reduction: Reduction, sides: Sides) -> tuple[Tensor, Tensor]:
+    if reduction.shift is None:
+        highest, sums = _running_maximum(reduction, sides)
+        return reduction.combine(highest, sums), highest
+    highest = sides.rows.new_full((len(sides.rows),), -torch.inf)
+    sums = _sums_of_exp(reduction, sides, reduction.shift, highest)
+    return reduction.combine(torch.full_like(sums, reduction.shift), sums), highest
+
+
 def _span(reduction: Reduction, sides: Sides) -> tuple[int, int, Callable[[Cell], slice]]:
-    """The dimension summed away, the length of the result, and the part of it a cell adds to."""
+    """Axis of a tile to reduce, length of the result, and where a cell's part of it lies."""
     if reduction.over == "columns":
         return 1, len(sides.rows), lambda cell: slice(cell.top, cell.bottom)
     return 0, len(sides.columns) // reduction.depth, lambda cell: slice(cell.left, cell.right)
 
 
-def _sums_of_exp(reduction: Reduction, sides: Sides, shift: float) -> Tensor:
+def _sums_of_exp(reduction: Reduction, sides: Sides, shift: float, highest: Tensor | None = None) -> Tensor:
+    """Sums of ``exp(score - shift)`` along the axis; ``highest`` is filled with the highest scores of the rows."""
     dim, length, part = _span(reduction, sides)
     sums = sides.rows.new_zeros(length)
     for cell in reduction.grid.cells(reduction.where):
-        values = tile_values(reduction, sides, cell, minus=shift).exp_()
-        if cell.mixed:
-            reduction.grid.blank(values, cell, reduction.where, 0.0)
+        values = tile_values(reduction, sides, cell, minus=shift)
+        if highest is None:
+            values.exp_()
+            if cell.mixed:
+                reduction.grid.blank(values, cell, reduction.where, 0.0)
+        else:
+            if cell.mixed:
+                reduction.grid.blank(values, cell, reduction.where, -torch.inf)
+            here = highest[cell.top : cell.bottom]
+            torch.maximum(here, values.amax(1) + shift, out=here)
+            values.exp_()
         sums[part(cell)] += values.sum(dim)
     return sums
 
@@ -217,8 +217,3 @@ def _running_maximum(reduction: Reduction, sides: Sides) -> tuple[Tensor, Tensor
         highest[at] = higher
         sums[at] += values.sub_(higher.unsqueeze(dim)).exp_().sum(dim)
     return highest, sums
-
-
-def apply_reduction(reduction: Reduction, sides: Sides) -> Any:
-    """The value of a reduction."""
-    return total(reduction, sides) if reduction.kind == "sum" else logsumexp(reduction, sides)

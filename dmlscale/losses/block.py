@@ -33,7 +33,12 @@ class Tile:
         squared_distance: computes the (r, c) squared Euclidean distances when they are first asked for.
         rows: the per-row vectors the loss passed, each cut to (r, 1).
         columns: the per-column vectors the loss passed, each cut to (1, c).
+
+    Attributes:
+        kept: what a score's own derivative needs of its value, if anything.
     """
+
+    kept: Tensor | None = None
 
     def __init__(
         self,
@@ -86,9 +91,17 @@ class RowTile(Protocol):
     squared_distance: Tensor  # (r, c)
     positive_columns: Tensor  # (r, m) columns of the same class, the row itself excluded; padded
     positive_valid: Tensor  # (r, m) bool
+    dim: int  # d, of the embeddings
 
     def fill_class(self, matrix: Tensor, value: float) -> None:
         """Overwrites, in place, the entries of ``matrix`` (r, c) whose column has the row's class."""
+
+    def draws(self) -> Tensor:
+        """A random number in [0, 1) for each (row, positive) -> (r, m); of seed, step and the two samples alone."""
+
+
+class BlockError(ValueError):
+    """A reduction that this kind of block does not offer."""
 
 
 class SimilarityBlock(Protocol):
@@ -96,17 +109,48 @@ class SimilarityBlock(Protocol):
 
     "Positive" entries join two samples of one class (never a sample with itself) or a sample with its own class;
     "negative" entries are those of different classes. Vectors over rows or columns hold what this rank owns.
+
+    A reduction that a kind of block does not offer raises `BlockError`.
     """
 
     num_columns: int  # of the global matrix: samples of the batch, or classes
 
-    def logsumexp(self, score: Score, *, over: Axis, where: Where) -> Tensor:
-        """Log of the sum of ``exp(score)`` -> (r,) over columns, (c,) over rows; `LOG_OF_NOTHING` if empty."""
+    def logsumexp(self, score: Score, *, over: Axis, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
+        """Log of the sum of ``exp(score)`` -> (r,) over columns, (c,) over rows; `LOG_OF_NOTHING` if empty.
+
+        ``rows`` are seen by the score and get no gradient.
+        """
+
+    def logsumexp_and_maximum(
+        self, score: Score, *, where: Where, rows: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """`logsumexp` over columns, and without gradient the highest score of each row -> (r,) both.
+
+        The highest score of a row without entries is below every finite score.
+        """
 
     def sum(
         self, score: Score, *, where: Where, rows: tuple[Tensor, ...] = (), columns: tuple[Tensor, ...] = ()
     ) -> Tensor:
         """Sum of the score over all entries of the global matrix -> ()."""
+
+    def row_sums(self, score: Score, *, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
+        """Sum of the score over the entries of each row -> (r,)."""
+
+    def hinge_sums(
+        self, thresholds: Tensor, *, squared: bool, power: Literal[1, 2] = 1, above: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum over the negatives of each row and its m thresholds of ``relu(threshold - D)^power`` -> (r,).
+
+        Args:
+            thresholds: (r, m); -inf is padding.
+            squared: D is the squared Euclidean distance.
+            power: of the hinge.
+            above: (r, m) count only negatives with ``D > above``.
+
+        Returns:
+            The sums, and without gradient the number of terms that are positive -> (r,).
+        """
 
     def maximum(self, score: Score, *, where: Where) -> Tensor:
         """Largest score of each row -> (r,); gradient to the attaining entry; 0 without entries."""
@@ -117,11 +161,14 @@ class SimilarityBlock(Protocol):
     def count(self, *, over: Axis, where: Where) -> Tensor:
         """Number of entries of each row (over columns) or column (over rows), in the embeddings' dtype."""
 
-    def target(self, score: Score) -> Tensor:
-        """Score of each row with its own class -> (r,); class blocks only."""
+    def target(self, score: Score, *, fixed_columns: bool = False) -> Tensor:
+        """Score of each row with its own class -> (r,); class blocks only. Fixed columns get no gradient."""
 
     def mined(self, select: Callable[[RowTile], Selection], value: Callable[..., Tensor]) -> Tensor:
         """Sum over the selected tuples of each row of ``value(squared distances of each role)`` -> (r,)."""
+
+    def positive_distances(self) -> tuple[Tensor, Tensor]:
+        """Squared distances of each row to the others of its class -> (r, m), padded, and (r, m) which are valid."""
 
     def to_columns(self, vector: Tensor) -> Tensor:
         """A per-row vector (r,), made visible per column -> (c,); pair blocks only."""
@@ -132,11 +179,32 @@ class SimilarityBlock(Protocol):
     def mean(self, vector: Tensor, *, of: Axis, where: Tensor | None = None) -> Tensor:
         """Mean of a vector over all global rows or columns, or those where the mask is True -> (); 0 if none."""
 
+    def one_pair_per_class(self) -> SimilarityBlock:
+        """The sub-block of each class's first sample (rows) and second sample (columns), in the batch's order.
+
+        Classes with one sample are left out; the one positive of a row is its class's second sample.
+        """
+
+    def place_in_class(self) -> Tensor:
+        """For each row how many samples of its class come before it in the batch's order -> (r,) int64."""
+
+    def squared_lengths(self) -> Tensor:
+        """|x|^2 of each row -> (r,)."""
+
+    def everyone(self) -> tuple[Tensor, Tensor]:
+        """All columns (c, d) and their labels (c,), without gradient: for searches over the whole batch."""
+
     def soft_assigned(self, temperature: float) -> SimilarityBlock:
         """A class block with K centers per class as one with a single, softly assigned similarity per class."""
 
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """Sum over all classes of ``value((classes, K, K) cosines among a class's centers) -> (classes,)``."""
+
+    def class_sums(self) -> tuple[Tensor, Tensor]:
+        """Sum (c, d) and number (c,) of the samples of each class this rank owns, without gradient."""
+
+    def between_centers(self) -> SimilarityBlock:
+        """The class block whose rows are the centers of the classes present in the batch."""
 
 
 def softplus(x: Tensor) -> Tensor:

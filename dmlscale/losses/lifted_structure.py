@@ -8,9 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dmlscale.losses import LOSSES
-from dmlscale.losses.block import SimilarityBlock, Tile
+from dmlscale.losses import LOSSES, PairLoss
+from dmlscale.losses.block import LOG_OF_NOTHING, SimilarityBlock, Tile
+from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
 from dmlscale.losses.scores import MarginMinusDistance
+
+
+def _distance(tile: Tile) -> Tensor:
+    return tile.distance
 
 
 def _squared_hinge(tile: Tile) -> Tensor:
@@ -18,36 +23,45 @@ def _squared_hinge(tile: Tile) -> Tensor:
     return (negatives + tile.distance).relu().square()
 
 
+def _squared_hinge_of_hardest(tile: Tile) -> Tensor:
+    negatives = torch.maximum(tile.rows[0], tile.columns[0])
+    return (negatives + tile.distance).relu().square()
+
+
 @LOSSES.register("lifted_structure")
 @dataclass(frozen=True)
-class LiftedStructure:
-    """Lifted structured feature embedding, smooth form (Song et al. 2016, eq. 4).
+class LiftedStructure(PairLoss):
+    """Lifted structured feature embedding (Song et al. 2016), smooth, hard, and per anchor.
 
     Formula:
-        ``J_ij = log( sum_{k not of y_i} exp(margin - D_ik) + sum_{l not of y_j} exp(margin - D_jl) ) + D_ij``;
-        ``sum_{positive pairs} relu(J_ij)^2 / (2 |P|)`` with D the Euclidean, un-squared distance and |P| the number
-        of unordered positive pairs of the global batch. J is evaluated from one log-sum per row, so the cost is
-        O(B^2), not pairs x negatives.
+        "smooth" (eq. 4): ``J_ij = log( sum_{k not of y_i} exp(margin - D_ik) + sum_{l not of y_j} exp(margin - D_jl) )
+        + D_ij``; "hard" (eq. 3): ``J_ij = max( max_k margin - D_ik, max_l margin - D_jl ) + D_ij``; both
+        ``sum_{positive pairs} relu(J_ij)^2 / (2 |P|)`` with D the Euclidean, un-squared distance and |P| the number of
+        unordered positive pairs of the global batch. J is evaluated from one number per row, so the cost is O(B^2),
+        not pairs x negatives. "per_anchor" (the generalised form, Hermans et al. 2017, eq. 6):
+        ``mean_a relu( log sum_p exp(D_ap) + log sum_n exp(margin - D_an) )`` over anchors with both kinds of pairs
+        (pytorch-metric-learning's mean is over all anchors).
 
-    Block: pairs (B, B). The paper does not normalise the embeddings.
+    Block: pairs (B, B). The papers do not normalise the embeddings.
 
     Args:
+        form: which of the three.
         margin: in units of distance (the paper's alpha).
         normalize: divide the embeddings by their length first; a departure from the paper.
 
     Raises:
-        ValueError: margin is negative.
+        ValueError: margin is negative, or form is unknown.
     """
 
+    form: Literal["smooth", "hard", "per_anchor"] = "smooth"
     margin: float = 1.0
     normalize: bool = False
 
-    block: ClassVar[Literal["pairs", "classes"]] = "pairs"
-    rows_per_class: ClassVar[int] = 0
+    paper: ClassVar[str] = "Song et al. 2016, Deep Metric Learning via Lifted Structured Feature Embedding"
 
     def __post_init__(self) -> None:
-        if self.margin < 0:
-            raise ValueError(f"lifted_structure: margin must not be negative, got {self.margin}")
+        require_not_negative(self, "lifted_structure", "margin")
+        require_choice(self, "lifted_structure", "form", "smooth", "hard", "per_anchor")
 
     @property
     def on_sphere(self) -> bool:
@@ -56,8 +70,25 @@ class LiftedStructure:
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""
-        negatives = block.logsumexp(MarginMinusDistance(self.margin), over="columns", where="negative")
-        pairs = block.sum(_squared_hinge, where="positive", rows=(negatives,), columns=(block.to_columns(negatives),))
+        if self.form == "per_anchor":
+            return self._per_anchor(block)
+        if self.form == "smooth":
+            negatives = block.logsumexp(MarginMinusDistance(self.margin), over="columns", where="negative")
+            score = _squared_hinge
+        else:
+            nearest = block.minimum(_distance, where="negative")
+            has_negative = block.count(over="columns", where="negative") > 0
+            negatives = torch.where(has_negative, self.margin - nearest, LOG_OF_NOTHING)
+            score = _squared_hinge_of_hardest
+        pairs = block.sum(score, where="positive", rows=(negatives,), columns=(block.to_columns(negatives),))
         # Every unordered pair stands in the matrix twice, in the sum as in the count.
         ordered_pairs = block.total(block.count(over="columns", where="positive"), of="rows")
         return pairs / (2 * ordered_pairs.clamp_min(1))
+
+    def _per_anchor(self, block: SimilarityBlock) -> Tensor:
+        negatives = block.logsumexp(MarginMinusDistance(self.margin), over="columns", where="negative")
+        positives = block.logsumexp(_distance, over="columns", where="positive")
+        has_both = (block.count(over="columns", where="positive") > 0) & (
+            block.count(over="columns", where="negative") > 0
+        )
+        return block.mean(torch.where(has_both, positives + negatives, 0.0).relu(), of="rows", where=has_both)

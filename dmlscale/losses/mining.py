@@ -13,6 +13,9 @@ from dmlscale.losses.block import RowTile, Selection
 SWEEPS_AT_MOST = 48
 # A row's minimum is found among minima of segments of this length: a vectorised min followed by a short argmin.
 SEGMENT = 64
+# Distances of unit vectors that distance-weighted sampling cuts off at (the official code's cutoff and
+# nonzero_loss_cutoff).
+NEAREST_WEIGHED, FARTHEST_WEIGHED = 0.5, 1.4
 
 
 def semi_hard(tile: RowTile) -> Selection:
@@ -38,6 +41,52 @@ def semi_hard(tile: RowTile) -> Selection:
     negatives = torch.where(found, negatives, farthest[:, None])
     has_negative = farthest_value > -math.inf
     return Selection((positives, negatives), valid & has_negative[:, None])
+
+
+def distance_weighted(tile: RowTile) -> Selection:
+    """For every (anchor, positive) one negative, drawn with a probability that evens out distances.
+
+    On the sphere in d dimensions most points lie at a distance near sqrt(2). The weight of a negative is one over
+    the density ``q(D) ~ D^(d-2) (1 - D^2/4)^((d-3)/2)`` at its distance, which is cut off below 0.5; negatives beyond
+    1.4 have no weight. Where a row has none nearer, all its negatives weigh the same.
+
+    Returns:
+        Selection with roles (positive, negative), one entry per positive of the row.
+
+    Source: Wu et al. 2017, "Sampling Matters in Deep Embedding Learning", section 4.1 and its official code.
+    """
+    squared = tile.squared_distance.clamp(NEAREST_WEIGHED**2, 4 - 1e-6)
+    log_weight = (2.0 - tile.dim) / 2 * squared.log() - (tile.dim - 3.0) / 2 * (1 - squared / 4).log()
+    log_weight.masked_fill_(tile.squared_distance > FARTHEST_WEIGHED**2, -math.inf)
+    tile.fill_class(log_weight, -math.inf)
+    highest = log_weight.amax(1, keepdim=True) if log_weight.shape[1] else log_weight.sum(1, keepdim=True)
+    even = torch.zeros_like(log_weight)
+    tile.fill_class(even, -math.inf)
+    log_weight = torch.where(highest == -math.inf, even, log_weight - highest)
+    return _drawn(tile, log_weight.exp_())
+
+
+def random_negative(tile: RowTile) -> Selection:
+    """For every (anchor, positive) one negative, each with the same probability.
+
+    Returns:
+        Selection with roles (positive, negative), one entry per positive of the row.
+    """
+    weight = torch.ones_like(tile.squared_distance)
+    tile.fill_class(weight, 0.0)
+    return _drawn(tile, weight)
+
+
+def _drawn(tile: RowTile, weight: Tensor) -> Selection:
+    """One column for each positive of a row, with probabilities in proportion to ``weight`` (r, c)."""
+    positives, valid = tile.positive_columns, tile.positive_valid
+    if not weight.shape[1]:
+        return Selection((positives, positives), valid)
+    heap = weight.double().cumsum(1)
+    total = heap[:, -1:]
+    # The first column whose heap is above the draw has a weight: `right` passes those without.
+    negatives = torch.searchsorted(heap, (tile.draws() * total).contiguous(), right=True)
+    return Selection((positives, negatives.clamp_max(weight.shape[1] - 1)), valid & (total > 0))
 
 
 def _next_above_by_sort(values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

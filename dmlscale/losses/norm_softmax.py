@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from dmlscale.losses import LOSSES
+from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.scores import ScaledSimilarity
 
 
 @LOSSES.register("norm_softmax")
 @dataclass(frozen=True)
-class NormSoftmax:
+class NormSoftmax(ClassLoss):
     """Normalised softmax (Zhai & Wu 2019, "Classification is a Strong Baseline", eq. 3, without its LayerNorm).
 
     Formula:
@@ -31,9 +31,7 @@ class NormSoftmax:
 
     scale: float = 20.0
 
-    block: ClassVar[Literal["pairs", "classes"]] = "classes"
-    on_sphere: ClassVar[bool] = True
-    rows_per_class: ClassVar[int] = 1
+    paper: ClassVar[str] = "Zhai & Wu 2019, Classification is a Strong Baseline for Deep Metric Learning"
 
     def __post_init__(self) -> None:
         if self.scale <= 0:

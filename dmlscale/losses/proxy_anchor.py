@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from dmlscale.losses import LOSSES
+from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.scores import ScaledSimilarity
 
 
 @LOSSES.register("proxy_anchor")
 @dataclass(frozen=True)
-class ProxyAnchor:
+class ProxyAnchor(ClassLoss):
     """Proxy-Anchor loss (Kim et al. 2020, "Proxy Anchor Loss for Deep Metric Learning", eq. 4).
 
     Formula:
@@ -36,9 +36,7 @@ class ProxyAnchor:
     margin: float = 0.1
     scale: float = 32.0
 
-    block: ClassVar[Literal["pairs", "classes"]] = "classes"
-    on_sphere: ClassVar[bool] = True
-    rows_per_class: ClassVar[int] = 1
+    paper: ClassVar[str] = "Kim et al. 2020, Proxy Anchor Loss for Deep Metric Learning"
 
     def __post_init__(self) -> None:
         if self.scale <= 0:

@@ -1,13 +1,14 @@
 """Elementwise scores of a tile that bring their own derivative.
 
 Any function of a tile can be a score; the block then differentiates it with autograd inside each tile. These
-named ones cost a fraction of that, and know their range, so that no row maximum has to be kept.
+named ones cost a fraction of that, and know their range, so that no row maximum has to be kept. A loss with a score of
+its own keeps it in its file (circle.py, multi_similarity.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, threshold_
@@ -17,32 +18,45 @@ from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 ZERO_DISTANCE = 1.0001 * SMALLEST_SQUARED_DISTANCE**0.5
 
 
-class NamedScore(Protocol):
-    """A score with a derivative of its own."""
+class NamedScore:
+    """A score with a derivative of its own.
 
-    @property
-    def through(self) -> Literal["similarity", "distance"]:
-        """What of the tile it is a function of."""
+    Attributes:
+        through: what of the tile it is a function of.
+        symmetric: whether rows and columns can change places: true of every score without vectors.
+    """
+
+    through: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
 
     @property
     def upper_bound(self) -> float | None:
         """A number that no score exceeds, whatever the rows and columns."""
+        return None
+
+    def range_on_sphere(self) -> tuple[float, float] | None:
+        """Smallest and largest value for unit rows and columns; None if vectors of the loss decide."""
+        return None
+
+    def absorbed(self) -> tuple[float, Self]:
+        """A factor for the rows, and the score that is left when they carry it: saves a sweep over every tile."""
+        return 1.0, self
 
     def __call__(self, tile: Tile) -> Tensor:
         """The scores of a tile -> (r, c)."""
+        raise NotImplementedError
 
     def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
         """``score - offset`` -> (r, c), in as few sweeps over the tile as possible; may overwrite its similarity."""
-
-    def range_on_sphere(self) -> tuple[float, float]:
-        """Smallest and largest value for unit rows and columns."""
+        raise NotImplementedError
 
     def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
         """Turns the gradient by the score into that by the similarity, in place; the tile is used up."""
+        return gradient
 
 
 @dataclass(frozen=True)
-class ScaledSimilarity:
+class ScaledSimilarity(NamedScore):
     """``scale * similarity + shift``.
 
     Args:
@@ -53,8 +67,9 @@ class ScaledSimilarity:
     scale: float
     shift: float = 0.0
 
-    through: ClassVar[Literal["similarity", "distance"]] = "similarity"
-    upper_bound: ClassVar[float | None] = None
+    def absorbed(self) -> tuple[float, ScaledSimilarity]:
+        """See `NamedScore`."""
+        return self.scale, replace(self, scale=1.0)
 
     def __call__(self, tile: Tile) -> Tensor:
         """The scores of a tile -> (r, c)."""
@@ -77,7 +92,7 @@ class ScaledSimilarity:
 
 
 @dataclass(frozen=True)
-class MarginMinusDistance:
+class MarginMinusDistance(NamedScore):
     """``margin - distance`` with the Euclidean, un-squared distance.
 
     Args:
@@ -113,4 +128,4 @@ class MarginMinusDistance:
 
 def named(score: object) -> NamedScore | None:
     """The score itself, if it brings its own derivative."""
-    return score if isinstance(score, ScaledSimilarity | MarginMinusDistance) else None
+    return score if isinstance(score, NamedScore) else None

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dmlscale.losses import LOSSES
+from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.scores import ScaledSimilarity
 
 
 @LOSSES.register("soft_triple")
 @dataclass(frozen=True)
-class SoftTriple:
+class SoftTriple(ClassLoss):
     """SoftTriple loss with its center regulariser (Qian et al. 2019, eq. 8-10; idstcv/SoftTriple).
 
     Formula:
@@ -44,8 +44,7 @@ class SoftTriple:
     margin: float = 0.01
     regularizer_weight: float = 0.2
 
-    block: ClassVar[Literal["pairs", "classes"]] = "classes"
-    on_sphere: ClassVar[bool] = True
+    paper: ClassVar[str] = "Qian et al. 2019, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling"
 
     def __post_init__(self) -> None:
         if self.centers_per_class < 1:

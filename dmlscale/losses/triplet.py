@@ -2,92 +2,191 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from dmlscale.losses import LOSSES
-from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, SimilarityBlock, Tile
-from dmlscale.losses.mining import semi_hard
+from dmlscale.losses import LOSSES, PairLoss
+from dmlscale.losses.block import (
+    SMALLEST_SQUARED_DISTANCE,
+    RowTile,
+    Selection,
+    SimilarityBlock,
+    Tile,
+    softplus,
+)
+from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
+from dmlscale.losses.mining import distance_weighted, random_negative, semi_hard
+
+ONE_NEGATIVE_PER_PAIR: dict[str, Callable[[RowTile], Selection]] = {
+    "semi_hard": semi_hard,
+    "distance_weighted": distance_weighted,
+    "random": random_negative,
+}
 
 
 @LOSSES.register("triplet")
 @dataclass(frozen=True)
-class Triplet:
-    """Triplet loss: ``relu(D(anchor, positive) - D(anchor, negative) + margin)`` over mined triplets.
+class Triplet(PairLoss):
+    """Triplet loss: ``h(D(anchor, positive) - D(anchor, negative))`` over mined triplets, ``h(u) = relu(u + margin)``.
 
     Formula:
-        ``semi_hard`` (Schroff et al. 2015, FaceNet, section 3.2, the selection rule of TensorFlow's
-        ``triplet_semihard_loss``): for every (anchor, positive) the nearest negative that is farther than the
-        positive, or the farthest negative if there is none; mean over all positive pairs.
-        ``batch_hard`` (Hermans et al. 2017, eq. 5): for every anchor the farthest positive and the nearest negative;
-        mean over all anchors that have both.
-        (pytorch-metric-learning's "semihard" miner is another rule: it returns *all* semi-hard triplets.)
+        ``mining`` says which triplets of the global batch count; a = anchor, p = positive, n = negative:
+        "semi_hard" (Schroff et al. 2015, FaceNet, section 3.2, the selection rule of TensorFlow's
+        ``triplet_semihard_loss``): for every (a, p) the nearest n that is farther than p, or the farthest if there is
+        none; "all_semi_hard": every triplet with ``D_ap < D_an < D_ap + margin`` (pytorch-metric-learning's
+        "semihard" miner); "all": every triplet; "batch_hard" (Hermans et al. 2017, eq. 5): for every a the farthest
+        p and the nearest n; "all_positives_hardest_negative": for every (a, p) the nearest n of a;
+        "distance_weighted" (Wu et al. 2017): for every (a, p) one n drawn with a weight that evens out distances;
+        "random": for every (a, p) any n. Draws depend on seed, step and the identities of a and p alone.
+        "all" averages over the chosen triplets, "active" over those whose term is positive (Hermans et al.'s "batch
+        all != 0"): once most triplets are easy, the plain mean of "all" mining fades away.
 
     Block: pairs (B, B).
 
     Args:
         mining: which triplets of the global batch count.
         margin: in units of D.
-        normalize: divide embeddings by their length; None takes the paper's choice for the mining
-            (semi_hard: yes; batch_hard: no).
-        squared: D is the squared Euclidean distance; None takes the paper's choice (semi_hard: yes; batch_hard: no).
+        soft_margin: ``h(u) = log(1 + exp(u))`` (Hermans et al. 2017, section 3.2); the margin then only bounds what
+            "all_semi_hard" takes.
+        average: what the sum is divided by.
+        normalize: divide embeddings by their length; None takes the paper's choice (batch_hard: no; others: yes).
+        squared: D is the squared Euclidean distance; None takes the paper's choice (batch_hard: no; others: yes).
 
     Raises:
-        ValueError: margin is negative, or mining is unknown.
+        ValueError: margin is negative, mining or average is unknown, or distances are weighted off the sphere.
     """
 
-    mining: Literal["semi_hard", "batch_hard"] = "semi_hard"
+    mining: Literal[
+        "semi_hard",
+        "all_semi_hard",
+        "all",
+        "batch_hard",
+        "all_positives_hardest_negative",
+        "distance_weighted",
+        "random",
+    ] = "semi_hard"
     margin: float = 0.2
+    soft_margin: bool = False
+    average: Literal["all", "active"] = "all"
     normalize: bool | None = None
     squared: bool | None = None
 
-    block: ClassVar[Literal["pairs", "classes"]] = "pairs"
-    rows_per_class: ClassVar[int] = 0
+    paper: ClassVar[str] = "Schroff et al. 2015, FaceNet: A Unified Embedding for Face Recognition and Clustering"
 
     def __post_init__(self) -> None:
-        if self.margin < 0:
-            raise ValueError(f"triplet: margin must not be negative, got {self.margin}")
-        if self.mining not in ("semi_hard", "batch_hard"):
-            raise ValueError(f"triplet: mining must be 'semi_hard' or 'batch_hard', got {self.mining!r}")
+        require_not_negative(self, "triplet", "margin")
+        choices = (*ONE_NEGATIVE_PER_PAIR, "all_semi_hard", "all", "batch_hard", "all_positives_hardest_negative")
+        require_choice(self, "triplet", "mining", *choices)
+        require_choice(self, "triplet", "average", "all", "active")
+        if self.mining == "distance_weighted" and not self.on_sphere:
+            raise ValueError("triplet: mining='distance_weighted' is about unit vectors; leave normalize on")
 
     @property
     def on_sphere(self) -> bool:
         """Whether the embeddings are divided by their length before the block is made."""
-        return self.mining == "semi_hard" if self.normalize is None else self.normalize
+        return self.mining != "batch_hard" if self.normalize is None else self.normalize
 
     @property
     def uses_squared_distance(self) -> bool:
         """Whether D is the squared Euclidean distance."""
-        return self.mining == "semi_hard" if self.squared is None else self.squared
+        return self.mining != "batch_hard" if self.squared is None else self.squared
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""
-        return self._semi_hard(block) if self.mining == "semi_hard" else self._batch_hard(block)
+        if self.mining in ONE_NEGATIVE_PER_PAIR:
+            sums, counts = self._one_negative(block, ONE_NEGATIVE_PER_PAIR[self.mining])
+        elif self.mining == "batch_hard":
+            sums, counts = self._batch_hard(block)
+        elif self.mining == "all_positives_hardest_negative":
+            sums, counts = self._hardest_negative(block)
+        else:
+            sums, counts = self._every_triplet(block)
+        return block.total(sums, of="rows") / block.total(counts.detach(), of="rows").clamp_min(1)
 
-    def _semi_hard(self, block: SimilarityBlock) -> Tensor:
-        def hinge(to_positive: Tensor, to_negative: Tensor) -> Tensor:
+    def _one_negative(self, block: SimilarityBlock, select: Callable[[RowTile], Selection]) -> tuple[Tensor, Tensor]:
+        def value(to_positive: Tensor, to_negative: Tensor) -> Tensor:
             if not self.uses_squared_distance:
                 to_positive, to_negative = _root(to_positive), _root(to_negative)
-            return (to_positive - to_negative + self.margin).relu()
+            return self._term(to_positive - to_negative)
 
-        per_anchor = block.mined(semi_hard, hinge)
-        has_negative = block.count(over="columns", where="negative") > 0
-        pairs = block.count(over="columns", where="positive") * has_negative
-        return block.total(per_anchor, of="rows") / block.total(pairs, of="rows").clamp_min(1)
+        def is_active(to_positive: Tensor, to_negative: Tensor) -> Tensor:
+            return (value(to_positive, to_negative) > 0).to(to_positive.dtype)
 
-    def _batch_hard(self, block: SimilarityBlock) -> Tensor:
+        sums = block.mined(select, value)
+        if self.average == "active":
+            with torch.no_grad():
+                return sums, block.mined(select, is_active)
+        return sums, self._pairs_with_negative(block)
+
+    def _batch_hard(self, block: SimilarityBlock) -> tuple[Tensor, Tensor]:
         farthest_positive = block.maximum(self._distance, where="positive")
         nearest_negative = block.minimum(self._distance, where="negative")
-        has_both = (block.count(over="columns", where="positive") > 0) & (
-            block.count(over="columns", where="negative") > 0
-        )
-        hinge = (farthest_positive - nearest_negative + self.margin).relu()
-        return block.mean(hinge, of="rows", where=has_both)
+        has_both = self._pairs_with_negative(block) > 0
+        term = torch.where(has_both, self._term(farthest_positive - nearest_negative), 0.0)
+        return term, term > 0 if self.average == "active" else has_both
+
+    def _hardest_negative(self, block: SimilarityBlock) -> tuple[Tensor, Tensor]:
+        nearest = block.minimum(self._distance, where="negative")
+        pairs = self._pairs_with_negative(block)
+
+        def term(tile: Tile) -> Tensor:
+            return self._term(self._distance(tile) - tile.rows[0])
+
+        sums = block.row_sums(term, where="positive", rows=(nearest,))
+        counts = pairs
+        if self.average == "active":
+            counts = block.row_sums(lambda tile: (term(tile) > 0).to(sums.dtype), where="positive", rows=(nearest,))
+        return torch.where(pairs > 0, sums, 0.0), torch.where(pairs > 0, counts, 0.0)
+
+    def _every_triplet(self, block: SimilarityBlock) -> tuple[Tensor, Tensor]:
+        squared, valid = block.positive_distances()
+        to_positive = squared if self.uses_squared_distance else _root(squared)
+        thresholds = (to_positive + self.margin).masked_fill(~valid, -torch.inf)
+        lower = to_positive.detach() if self.mining == "all_semi_hard" else None
+        if self.soft_margin:
+            return self._every_soft_triplet(block, to_positive, valid, thresholds)
+        sums, active = block.hinge_sums(thresholds, squared=self.uses_squared_distance, above=lower)
+        if self.average == "active" or self.mining == "all_semi_hard":  # the semi-hard are the active ones among theirs
+            return sums, active
+        num_negative = block.count(over="columns", where="negative")
+        return sums, block.count(over="columns", where="positive") * num_negative
+
+    def _every_soft_triplet(
+        self, block: SimilarityBlock, to_positive: Tensor, valid: Tensor, thresholds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One sweep over the matrix per place among the positives: softplus has no count for a gradient."""
+        sums = to_positive.new_zeros(len(to_positive))
+        counts = torch.zeros_like(sums)
+        semi_hard_only = self.mining == "all_semi_hard"
+
+        def chosen(tile: Tile) -> Tensor:
+            distance = self._distance(tile)
+            inside = (distance > tile.rows[0]) & (distance < tile.rows[1])
+            return inside.to(distance.dtype) if semi_hard_only else torch.ones_like(distance)
+
+        def term(tile: Tile) -> Tensor:
+            return softplus(tile.rows[0] - self._distance(tile)) * chosen(tile)
+
+        for j in range(to_positive.shape[1]):
+            rows = (to_positive[:, j], thresholds[:, j].detach())
+            here = valid[:, j]
+            sums = sums + torch.where(here, block.row_sums(term, where="negative", rows=rows), 0.0)
+            counts = counts + torch.where(here, block.row_sums(chosen, where="negative", rows=rows).detach(), 0.0)
+        return sums, counts
+
+    def _term(self, excess: Tensor) -> Tensor:
+        return softplus(excess) if self.soft_margin else (excess + self.margin).relu()
 
     def _distance(self, tile: Tile) -> Tensor:
         return tile.squared_distance if self.uses_squared_distance else tile.distance
+
+    def _pairs_with_negative(self, block: SimilarityBlock) -> Tensor:
+        has_negative = block.count(over="columns", where="negative") > 0
+        return block.count(over="columns", where="positive") * has_negative
 
 
 def _root(squared_distance: Tensor) -> Tensor:

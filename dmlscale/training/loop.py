@@ -78,7 +78,7 @@ def run_loop(
         done = step + 1
         if done % rhythm.log_every == 0 or done == rhythm.steps:
             metrics = {"train/loss": _finite(loss, done)}
-            metrics |= {f"train/{name}": float(value) for name, value in terms.items()}
+            metrics |= {f"train/{name}": float(v) for name, v in (terms | trainee.objective.metrics()).items()}
             metrics |= {f"train/lr_{group['name']}": float(group["lr"]) for group in trainee.optimizer.param_groups}
             hooks.log(done, metrics | meter.read(), position)
         position = following

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
 from dmlscale.distributed.collectives import sum_over_ranks
 from dmlscale.distributed.world import World
 from dmlscale.models.embedder import Embedder
 from dmlscale.training.objective import Objective
+from dmlscale.training.optimizers import Optimizers
 
 Schedule = Callable[[int], float]  # step -> factor of each group's peak learning rate
+
+
+@dataclass(frozen=True)
+class BankRates:
+    """Learning rate and weight decay of one term's bank; None takes those of all banks."""
+
+    lr: float | None = None
+    weight_decay: float | None = None
 
 
 def optimizer(
@@ -28,10 +38,15 @@ def optimizer(
     bank_lr: float,
     weight_decay: float,
     bank_weight_decay: float = 0.0,
+    banks: Sequence[BankRates] = (),
     momentum: float = 0.9,
     eps: float = 1e-8,
-) -> Optimizer:
-    """One optimizer with the groups "backbone", "head" and "bank"; biases and norms are not decayed.
+) -> Optimizers:
+    """Groups "backbone", "head" and one for each term's bank; biases and norms are not decayed.
+
+    The bank's group is "bank", or "bank_<term>" where several terms have one. A bank whose classes are sampled
+    has a sparse gradient: "adamw" is then `torch.optim.SparseAdam` for it and "sgd" has no momentum, so that rows
+    which were not looked at keep their values and their state; neither decays its weights.
 
     Args:
         embedder: whose backbone and head are trained.
@@ -42,30 +57,41 @@ def optimizer(
         bank_lr: of proxies and centers; the papers give them 10 to 100 times the backbone's.
         weight_decay: of backbone and head.
         bank_weight_decay: of proxies and centers.
+        banks: what differs from term to term, one for each, or empty.
         momentum: of SGD.
         eps: of AdamW.
     """
-    groups = []
-    for part, module, lr, decay in (
-        ("backbone", embedder.backbone, backbone_lr, weight_decay),
-        ("head", embedder.head, head_lr, weight_decay),
-        ("bank", objective, bank_lr, bank_weight_decay),
-    ):
-        for decayed in (True, False):
-            parameters = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == decayed]
-            if parameters:
-                groups.append(
-                    {
-                        "params": parameters,
-                        "name": part,
-                        "lr": lr,
-                        "peak_lr": lr,
-                        "weight_decay": decay if decayed else 0.0,
-                    }
-                )
+    dense = [
+        _group(part, module, lr, weight_decay if decayed else 0.0, decayed)
+        for part, module, lr in (("backbone", embedder.backbone, backbone_lr), ("head", embedder.head, head_lr))
+        for decayed in (True, False)
+    ]
+    sparse = []
+    several = len(objective.banks()) > 1
+    for n, (term, loss) in enumerate(zip(objective.names(), objective.losses(), strict=True)):
+        rates = banks[n] if banks else BankRates()
+        lr = bank_lr if rates.lr is None else rates.lr
+        decay = bank_weight_decay if rates.weight_decay is None else rates.weight_decay
+        group = _group(f"bank_{term}" if several else "bank", loss, lr, decay, True)
+        (dense if loss.class_sampling is None else sparse).append(group)
+    dense, sparse = ([group for group in groups if group["params"]] for groups in (dense, sparse))
+    return Optimizers(_optimizers(name, dense, sparse, momentum, eps))
+
+
+def _group(name: str, module: nn.Module, lr: float, decay: float, decayed: bool) -> dict[str, Any]:
+    parameters = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == decayed]
+    return {"params": parameters, "name": name, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+
+
+def _optimizers(
+    name: Literal["adamw", "sgd"], dense: list[Any], sparse: list[Any], momentum: float, eps: float
+) -> list[Optimizer]:
     if name == "adamw":
-        return AdamW(groups, eps=eps, fused=True)  # one sweep over each parameter instead of ten
-    return SGD(groups, momentum=momentum, nesterov=momentum > 0)
+        # Fused: one sweep over each parameter instead of ten.
+        parts: list[Optimizer] = [AdamW(dense, eps=eps, fused=True)]
+        return [*parts, SparseAdam(sparse, eps=eps)] if sparse else parts
+    parts = [SGD(dense, momentum=momentum, nesterov=momentum > 0)]
+    return [*parts, SGD([group | {"weight_decay": 0.0} for group in sparse])] if sparse else parts
 
 
 def schedule(
@@ -101,7 +127,7 @@ def schedule(
     return factor
 
 
-def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
+def set_learning_rates(optimizer: Optimizers, factor: float) -> None:
     """Scales every group's peak learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -112,12 +138,24 @@ def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, w
 
     Communication: one all-reduce of a scalar if there is a bank.
     """
-    shared = [p.grad for p in embedder.parameters() if p.grad is not None]
-    sharded = [p.grad for p in objective.parameters() if p.grad is not None]
+    shared = [_values(p) for p in embedder.parameters() if p.grad is not None]
+    sharded = [_values(p) for p in objective.parameters() if p.grad is not None]
     square = torch.stack([g.double().square().sum() for g in shared]).sum()
     if objective.banks():
-        local = torch.stack([g.double().square().sum() for g in sharded]).sum()
+        nothing = square.new_zeros(())
+        local = torch.stack([nothing, *(g.double().square().sum() for g in sharded)]).sum()
         square = square + sum_over_ranks(local, world)
     factor = (max_norm / (square.sqrt() + 1e-6)).clamp_max(1.0)
     for gradient in shared + sharded:
         gradient.mul_(factor.to(gradient.dtype))
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The numbers of a gradient, sharing its memory."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()
+    values: Tensor = parameter.grad.values()
+    return values

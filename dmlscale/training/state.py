@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.optim import Optimizer
 
-from dmlscale.distributed.class_bank import ClassBank
 from dmlscale.distributed.world import World
 from dmlscale.training.objective import Objective
+from dmlscale.training.optimizers import Optimizers
 
 
 @dataclass
@@ -41,24 +40,33 @@ class Record:
     tracking: dict[str, Any]
 
 
-def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizer | None, world: World) -> dict[str, Tensor]:
+def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizers | None, world: World) -> dict[str, Tensor]:
     """Every tensor of a run under its name, sharing memory with the run: saving reads it, loading fills it.
 
-    Class banks and their optimizer state are DTensors cut along the global class id, so that another number of
-    ranks can load them; all others are the same on every rank.
+    Class banks, their optimizer state and cross-batch memories are DTensors cut along the global class id or slot, so
+    that another number of ranks can load them; all others are the same on every rank.
     """
-    banks = {id(bank.weight): bank for bank in objective.banks()}
+    lengths = _global_lengths(objective)
     shard = _sharder(world)
     found: dict[str, Tensor] = {f"model.{name}": t for name, t in embedder.state_dict().items()}
-    for name, parameter in objective.named_parameters():
-        found[f"objective.{name}"] = shard(parameter.data, banks.get(id(parameter)))
+    for name, tensor in [*objective.named_parameters(), *objective.named_buffers()]:
+        found[f"objective.{name}"] = shard(tensor.data, lengths.get(id(tensor)))
     if optimizer is None:
         return found
     for name, parameter in _named_parameters(embedder, objective):
-        for key, value in _optimizer_state(optimizer, parameter).items():
-            bank = banks.get(id(parameter)) if value.shape == parameter.shape else None
-            found[f"optimizer.{name}.{key}"] = shard(value, bank)
+        for key, value in optimizer.state_of(parameter).items():
+            length = lengths.get(id(parameter)) if value.shape == parameter.shape else None
+            found[f"optimizer.{name}.{key}"] = shard(value, length)
     return found
+
+
+def _global_lengths(objective: Objective) -> dict[int, int]:
+    """Rows over all ranks of each tensor that is cut over them, by its id()."""
+    lengths = {id(bank.weight): bank.num_classes for bank in objective.banks()}
+    for loss in objective.losses():
+        if loss.memory is not None:
+            lengths |= {id(t): loss.memory.size for t in (loss.memory.embeddings, loss.memory.labels)}
+    return lengths
 
 
 def _named_parameters(embedder: nn.Module, objective: Objective) -> Iterator[tuple[str, nn.Parameter]]:
@@ -66,30 +74,17 @@ def _named_parameters(embedder: nn.Module, objective: Objective) -> Iterator[tup
     yield from (("objective." + name, p) for name, p in objective.named_parameters() if p.requires_grad)
 
 
-def _optimizer_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The optimizer's tensors for a parameter; made, as its first step would, where they are not there yet."""
-    state = optimizer.state[parameter]
-    if not state:
-        if isinstance(optimizer, torch.optim.AdamW):
-            state["step"] = torch.zeros((), device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        else:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _sharder(world: World) -> Callable[[Tensor, ClassBank | None], Tensor]:
+def _sharder(world: World) -> Callable[[Tensor, int | None], Tensor]:
     mesh: DeviceMesh | None = None
 
-    def shard(local: Tensor, bank: ClassBank | None) -> Tensor:
+    def shard(local: Tensor, length: int | None) -> Tensor:
         nonlocal mesh
-        if bank is None or world.num_ranks == 1:
+        if length is None or world.num_ranks == 1:
             return local
         group = world.group or dist.group.WORLD
         if mesh is None and group is not None:
             mesh = DeviceMesh.from_group(group, local.device.type)
-        shape = torch.Size((bank.num_classes, *local.shape[1:]))
+        shape = torch.Size((length, *local.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dmlscale.data.types import Batch
 from dmlscale.distributed.world import World
+from dmlscale.training.accumulate import backward_in_two_passes
 from dmlscale.training.objective import Objective
 from dmlscale.training.optim import Schedule, clip_gradients, set_learning_rates
+from dmlscale.training.optimizers import Optimizers
+from dmlscale.training.passes import Part, draw_from, parts_of
 from dmlscale.training.reproducible import backward_by_stream
 
 
@@ -22,13 +24,14 @@ class Trainee:
 
     model: nn.Module  # sums its gradients over ranks (distributed/wrap.py), unless reproducible does
     objective: Objective
-    optimizer: Optimizer
+    optimizer: Optimizers
     schedule: Schedule
     world: World
     clip_norm: float | None = None
     half_precision: bool = False  # bf16 in the backbone; losses are always computed in fp32 at least
     seed: int = 0  # of dropout and the like
     reproducible: bool = False  # the same bits at any number of ranks: training/reproducible.py
+    micro_batch: int | None = None  # most samples in the network at a time: training/accumulate.py
 
 
 def train_step(
@@ -46,29 +49,31 @@ def train_step(
         () the loss of the global batch, the same on every rank and not yet fetched from the device; terms by name.
     """
     set_learning_rates(trainee.optimizer, trainee.schedule(step))
-    trainee.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=trainee.half_precision):
-        if trainee.reproducible:
-            # A stream's samples go through the network together, whichever rank they are on.
-            embeddings = []
-            parts = batch.images.split([*stream_sizes.values()])
-            for stream, images in zip(stream_sizes, parts, strict=True):
-                _seed(trainee.seed, step, stream)
-                embeddings.append(trainee.model(images))
-        else:
-            _seed(trainee.seed, step, trainee.world.rank)
-            embeddings = [trainee.model(batch.images)]  # (b, d)
-    if trainee.reproducible:
-        loss, terms = backward_by_stream(trainee.model, trainee.objective, embeddings, batch.labels, trainee.world)
+    trainee.optimizer.zero_grad()
+    # Reproducible: a stream's samples go through the network together, whichever rank they are on.
+    groups = stream_sizes if trainee.reproducible else {trainee.world.rank: len(batch.images)}
+    parts = parts_of(batch.images, groups, (trainee.seed, step), trainee.micro_batch)
+
+    def forward(part: Part) -> Tensor:
+        draw_from(part)
+        with torch.autocast(part.images.device.type, torch.bfloat16, enabled=trainee.half_precision):
+            embeddings: Tensor = trainee.model(part.images)  # (m, d)
+        return embeddings
+
+    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return trainee.objective(embeddings, batch.labels, batch.ids, step)  # () over all ranks' samples
+
+    if trainee.micro_batch is not None:
+        loss, terms = backward_in_two_passes(
+            trainee.model, forward, parts, loss_of, trainee.world, reproducible=trainee.reproducible
+        )
+    elif trainee.reproducible:
+        loss, terms = backward_by_stream(trainee.model, forward, parts, loss_of, trainee.world)
     else:
-        loss, terms = trainee.objective(embeddings[0], batch.labels)  # () over all ranks' samples
+        loss, terms = loss_of(forward(parts[0][0]))
         loss.backward()
     if trainee.clip_norm is not None:
         clip_gradients(trainee.model, trainee.objective, trainee.clip_norm, trainee.world)
     trainee.optimizer.step()
+    trainee.objective.step_banks()
     return loss.detach(), terms
-
-
-def _seed(*parts: int) -> None:
-    """Dropout and the like depend on the step alone, so a resumed run draws the same numbers."""
-    torch.manual_seed(hash(parts) % 2**63)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmlscale.distributed.batch import LocalBatch
 from dmlscale.distributed.class_block import ClassBlock
 from dmlscale.distributed.pair_block import PairBlock
 from dmlscale.distributed.world import World
-from dmlscale.losses.block import Tile
+from dmlscale.losses.block import BlockError, Tile
 from dmlscale.losses.dense import DenseBlock
 from dmlscale.losses.scores import ScaledSimilarity
 from tests.distributed.pool import GlooPool
@@ -33,8 +34,11 @@ def hinge(block: ClassBlock | DenseBlock) -> Tensor:
     nearest = block.minimum(half_squared_distance, where="negative")
     farthest = block.maximum(half_squared_distance, where="negative")
     own = block.target(half_squared_distance)
-    spread = block.sum(lambda tile: tile.similarity.square() * tile.distance, where="negative")
-    return block.mean((own + 5 - nearest).relu() + farthest, of="rows") + spread
+    spread = block.sum(
+        lambda tile: tile.similarity.square() * tile.distance * tile.rows[0], where="negative", rows=(nearest,)
+    )
+    weighted = block.row_sums(lambda tile: tile.similarity * tile.rows[0], where="negative", rows=(own,))
+    return block.mean((own + 5 - nearest).relu() + farthest + weighted, of="rows") + spread
 
 
 def run_rank(world: World) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,9 +46,8 @@ def run_rank(world: World) -> tuple[Tensor, Tensor, Tensor]:
     mine = slice(*world.share(len(x)))
     start, stop = world.share(NUM_CLASSES)
     local, centers = x[mine].clone().requires_grad_(), proxies[start:stop].clone().requires_grad_()
-    block = ClassBlock(
-        local, y[mine], centers, first_class=start, num_classes=NUM_CLASSES, world=world, on_sphere=False
-    )
+    batch = LocalBatch(local, y[mine], torch.arange(len(x))[mine])
+    block = ClassBlock(batch, centers, first_class=start, num_classes=NUM_CLASSES, world=world, on_sphere=False)
     loss = hinge(block)
     loss.backward()
     assert local.grad is not None
@@ -68,11 +71,12 @@ def test_extremes_over_sharded_classes_equal_the_dense_block(gloo_pool: GlooPool
 
 def test_blocks_refuse_what_they_cannot_reduce() -> None:
     x, y, proxies = inputs()
-    pairs = PairBlock(x, y, World(), on_sphere=True)
+    batch = LocalBatch(x, y, torch.arange(len(x)))
+    pairs = PairBlock(batch, World(), on_sphere=True)
     with pytest.raises(ValueError, match="reduces over columns"):
         pairs.logsumexp(ScaledSimilarity(1.0), over="rows", where="negative")
-    with pytest.raises(ValueError, match="class block"):
+    with pytest.raises(BlockError, match=r"no target\(\)"):
         pairs.target(ScaledSimilarity(1.0))
-    classes = ClassBlock(x, y, proxies, first_class=0, num_classes=NUM_CLASSES, world=World(), on_sphere=True)
-    with pytest.raises(ValueError, match="pair block"):
+    classes = ClassBlock(batch, proxies, first_class=0, num_classes=NUM_CLASSES, world=World(), on_sphere=True)
+    with pytest.raises(BlockError, match=r"no to_columns\(\)"):
         classes.to_columns(x[:, 0])

@@ -19,7 +19,7 @@ from tests.distributed.pool import GlooPool
         ({"name": "proxy_anchor"}, "pass num_classes"),
         ({"name": "proxy_anchor", "num_classes": 3, "margn": 1.0}, "did you mean 'margin'"),
         ({"name": "proxy_anchor", "num_classes": 3, "margin": 2.0}, "margin is a cosine"),
-        ({"name": "triplet", "mining": "hardest"}, "'semi_hard' or 'batch_hard'"),
+        ({"name": "triplet", "mining": "hardest"}, "mining must be one of 'semi_hard'"),
         ({"name": "triplet", "margin": -1.0}, "must not be negative"),
         ({"name": "soft_triple", "num_classes": 3, "centers_per_class": 0}, "at least 1"),
         ({"name": "norm_softmax", "num_classes": 3, "scale": 0.0}, "must be positive"),

@@ -14,7 +14,7 @@ from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES
 from dmlscale.losses.dense import DenseBlock
 from tests.distributed.pool import GlooPool
-from tests.losses.cases import CASES, Case
+from tests.losses.cases import CASES, PAIRS, SEED, TRIPLETS, Case
 
 DIM, NUM_CLASSES = 5, 7  # 7 divides by none of 2, 3, 4
 LAYOUTS = {  # local batch sizes of the ranks
@@ -58,7 +58,7 @@ def run_rank(world: World, case: Case, sizes: list[int], order: str, data_parall
         num_classes=NUM_CLASSES,
         embedding_dim=DIM,
         data_parallel="mean" if data_parallel == "mean" else "sum",
-        seed=5,
+        seed=SEED,
         group=world.group,
         **case.options,
     ).double()
@@ -137,15 +137,20 @@ def loss_of(case: Case, num_classes: int = NUM_CLASSES) -> dmlscale.GlobalLoss:
 def test_tiles_equal_the_dense_block_beyond_one_tile(case: Case, num_classes: int) -> None:
     """More rows and columns than a tile holds, with few and with many positives."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(700, DIM, generator=generator, dtype=torch.float64).requires_grad_()
-    y = torch.randint(0, num_classes, (700,), generator=generator)
+    # The dense form of all triplets holds B^3 numbers, the search for medoids takes C B^2 time.
+    size = 300 if case.loss == "clustering" or case.options.get("mining", "").startswith("all") else 700
+    x = torch.randn(size, DIM, generator=generator, dtype=torch.float64).requires_grad_()
+    y = torch.randint(0, num_classes, (size,), generator=generator)
+    if case.ordered:
+        y = y.sort().values  # the order of a block's columns
     loss = loss_of(case, num_classes).double()
     weight = loss.bank.weight if loss.bank is not None else None
-    inputs = [x] if weight is None else [x, weight]
+    inputs = [x] if weight is None or not weight.requires_grad else [x, weight]
     tiled = loss(x, y)
     dense = loss.loss(DenseBlock(x, y, weight, on_sphere=loss.loss.on_sphere))
     close(tiled, dense)
-    for a, b in zip(torch.autograd.grad(tiled, inputs), torch.autograd.grad(dense, inputs), strict=True):
+    wanted = torch.autograd.grad(dense, inputs, allow_unused=True, materialize_grads=True)
+    for a, b in zip(torch.autograd.grad(tiled, inputs), wanted, strict=True):
         close(a, b)
 
 
@@ -161,7 +166,7 @@ def test_degenerate_batches_are_finite(case: Case, labels: list[int], dtype: tor
     assert x.grad is not None
     assert torch.isfinite(value)
     assert torch.isfinite(x.grad).all()
-    if loss.bank is None and len(set(labels)) in (0, 1, len(labels)):
+    if loss.bank is None and not case.alone and len(set(labels)) in (0, 1, len(labels)):
         assert value == 0
         assert x.grad.abs().sum() == 0
 
@@ -174,7 +179,7 @@ def test_identical_samples_have_finite_gradients(case: Case) -> None:
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.ordered], ids=str)
 def test_order_of_samples_does_not_matter(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0])
     order = torch.randperm(10, generator=torch.Generator().manual_seed(2))
@@ -182,7 +187,7 @@ def test_order_of_samples_does_not_matter(case: Case) -> None:
     close(loss(x, y), loss(x[order], y[order]))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if LOSSES[case.loss].block == "pairs"], ids=str)
+@pytest.mark.parametrize("case", [case for case in PAIRS + TRIPLETS if not case.drawn], ids=str)
 def test_names_of_labels_do_not_matter(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0])
     loss = loss_of(case)
@@ -193,9 +198,9 @@ def test_names_of_labels_do_not_matter(case: Case) -> None:
 def test_half_precision_is_computed_in_single(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0], torch.bfloat16)
     loss = loss_of(case)
-    value = loss(x, y)
+    value = loss(x, y, step=0)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(x.float(), y))
+    torch.testing.assert_close(value, loss(x.float(), y, step=0))
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -217,6 +222,6 @@ def test_nan_stays_visible(case: Case) -> None:
 def test_backward_under_autocast_is_computed_in_full_precision(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0] * 5, torch.float32)
     loss = loss_of(case)
-    plain = torch.autograd.grad(loss(x, y), x)[0]
+    plain = torch.autograd.grad(loss(x, y, step=0), x)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(torch.autograd.grad(loss(x, y), x)[0], plain)
+        torch.testing.assert_close(torch.autograd.grad(loss(x, y, step=0), x)[0], plain)

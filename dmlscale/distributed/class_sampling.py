@@ -1,0 +1,173 @@
+"""A random part of the classes at each step, for banks too large to look at all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dmlscale.distributed import collectives
+from dmlscale.distributed.batch import LocalBatch
+from dmlscale.distributed.class_block import ClassBlock
+from dmlscale.distributed.column_block import ColumnBlock
+from dmlscale.distributed.columns import Columns
+from dmlscale.distributed.gram import sum_of_centers
+from dmlscale.distributed.grid import Grid
+from dmlscale.distributed.tiles import reduce_tiles
+from dmlscale.distributed.world import World
+from dmlscale.losses.block import Axis, BlockError, Score, Where
+from dmlscale.losses.draws import Chance
+
+
+@dataclass(frozen=True)
+class ClassSampling:
+    """Which classes a step looks at: those of the global batch, and each other one with probability ``rate``.
+
+    A class is drawn by (seed, step, class id) alone, so the sample is the same at any number of ranks.
+
+    Args:
+        rate: in (0, 1].
+        unbiased: weigh each drawn class by 1 / rate, so that a softmax's sum over absent classes is right on
+            average (its logarithm is not, by a little). False is PartialFC (An et al. 2021), whose sum is too small.
+
+    Raises:
+        ValueError: rate is out of range.
+    """
+
+    rate: float
+    unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"class_sampling rate must be in (0, 1], got {self.rate}")
+
+    @property
+    def weight(self) -> float:
+        """How many classes a drawn one stands for."""
+        return 1 / self.rate if self.unbiased else 1.0
+
+    def drawn(self, class_ids: Tensor, chance: Chance) -> Tensor:
+        """Which of the classes are drawn at this step -> (c,) bool."""
+        return chance.uniform(class_ids) < self.rate
+
+
+class SampledClassBlock(ClassBlock):
+    """A class block that looks at the batch's own classes and at those drawn from the others.
+
+    Log-sums over columns, targets and sums over centers make sense on a sample; the others are refused.
+
+    Args:
+        batch: see `ClassBlock`.
+        weight: (c, K, d) this rank's bank; its gradient is sparse: the rows that were looked at.
+        sampling: which classes to look at.
+        chance: of this step.
+        first_class: global id of the bank's first class.
+        num_classes: C, over all ranks.
+        world: the ranks.
+        on_sphere: whether rows and columns have length one.
+    """
+
+    kind = "a class block with class sampling"
+
+    def __init__(
+        self,
+        batch: LocalBatch,
+        weight: Tensor,
+        sampling: ClassSampling,
+        chance: Chance,
+        *,
+        first_class: int,
+        num_classes: int,
+        world: World,
+        on_sphere: bool,
+    ) -> None:
+        ColumnBlock.__init__(self, batch, world, on_sphere=on_sphere)
+        self.num_columns, self._sampling = num_classes, sampling
+        self._range, self._depth = (first_class, first_class + len(weight)), weight.shape[1]
+        device = self._row_labels.device
+        self._start, self._stop = torch.searchsorted(
+            self._row_labels, torch.tensor(self._range, device=device)
+        ).tolist()
+        present = self._row_labels[self._start : self._stop].unique()
+        drawn = sampling.drawn(torch.arange(*self._range, device=device), chance)
+        drawn[present - first_class] = False
+        absent = drawn.nonzero()[:, 0] + first_class
+        proxies: Tensor = _TakeRows.apply(weight, torch.cat([present, absent]) - first_class)
+        self._hold(proxies[: len(present)], present)
+        self._absent = Columns(proxies[len(present) :].flatten(0, 1), dtype=self._rows.dtype, unit=on_sphere)
+        self._absent_grid = Grid.of(self._row_labels, absent, one_positive=True, depth=self._depth)
+        self.probe = self.probe + self._absent.handle
+
+    def logsumexp(self, score: Score, *, over: Axis, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
+        """See `SimilarityBlock.logsumexp`; over columns only. One all-reduce of (B,) more than without sampling."""
+        if over != "columns":
+            self._refuse_part("a log-sum over rows for each class")
+        present = super().logsumexp(score, over=over, where=where, rows=rows)
+        if where == "positive":
+            return present
+        reduction = replace(self._reduction(score, "logsumexp", over, where, len(rows)), grid=self._absent_grid)
+        absent = reduce_tiles(reduction, self._rows, self._absent, *rows)
+        return torch.logaddexp(present, absent + math.log(self._sampling.weight))
+
+    def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `SimilarityBlock.center_similarities`; drawn classes stand for the others."""
+        present = sum_of_centers(self._columns, self._depth, value, None)
+        absent = sum_of_centers(self._absent, self._depth, value, None)
+        return collectives.sum_over_ranks(present + self._sampling.weight * absent, self._world)
+
+    def soft_assigned(self, temperature: float) -> SampledClassBlock:
+        """See `SimilarityBlock.soft_assigned`."""
+        view = super().soft_assigned(temperature)
+        assert isinstance(view, SampledClassBlock)
+        return view
+
+    def count(self, *, over: Axis, where: Where) -> Tensor:
+        """See `SimilarityBlock.count`; over columns only."""
+        return super().count(over=over, where=where) if over == "columns" else self._refuse_part("a count per class")
+
+    def sum(self, *args: Any, **options: Any) -> Tensor:
+        """Refused."""
+        return self._refuse_part("a sum over all entries")
+
+    def row_sums(self, *args: Any, **options: Any) -> Tensor:
+        """Refused."""
+        return self._refuse_part("sums over all classes")
+
+    def logsumexp_and_maximum(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Refused."""
+        return self._refuse_part("an extreme over all classes")
+
+    def _best(self, *args: Any, **options: Any) -> Tensor:
+        return self._refuse_part("an extreme over all classes")
+
+    def class_sums(self) -> tuple[Tensor, Tensor]:
+        """Refused."""
+        return self._refuse_part("the sums of all classes")
+
+    def between_centers(self) -> ClassBlock:
+        """Refused."""
+        return self._refuse_part("all centers")
+
+    def _refuse_part(self, what: str) -> NoReturn:
+        raise BlockError(f"{self.kind} cannot give {what}: it looks at some classes only")
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows of a bank, with a sparse gradient: an optimizer for sparse gradients touches these rows only."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.shape = weight.shape
+        ctx.save_for_backward(index)
+        return weight[index]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(index[None], gradients[0], ctx.shape), None

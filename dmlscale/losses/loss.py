@@ -1,0 +1,69 @@
+"""What every loss is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from dmlscale.losses.block import SimilarityBlock
+
+
+class Loss:
+    """A frozen dataclass of hyper-parameters that maps a block to one global scalar.
+
+    The fields are the loss's config schema, its command-line keys and its logged parameters. Subclasses are
+    registered in a file of their own; see docs/adding_a_loss.md.
+
+    Attributes:
+        block: samples x samples, or samples x classes.
+        paper: authors, year and title, for the catalogue.
+        on_sphere: whether embeddings (and proxies) are divided by their length before the block is made.
+        rows_per_class: rows in the class bank for each class; 0 for pair losses.
+        rows_are_points: the bank's rows are points among the embeddings, not directions.
+        steps_bank: the bank moves by the loss's own rule (`bank_step`), beside what its gradient says.
+        bank_has_gradient: the loss has a gradient by the bank.
+    """
+
+    block: ClassVar[Literal["pairs", "classes"]]
+    paper: ClassVar[str]
+    on_sphere: bool | Any = True
+    rows_per_class: int | Any = 0
+    rows_are_points: ClassVar[bool] = False
+    steps_bank: bool | Any = False
+    bank_has_gradient: bool | Any = True
+
+    def __call__(self, block: SimilarityBlock) -> Tensor:
+        """The loss of the global batch -> ()."""
+        raise NotImplementedError
+
+    def metrics(self, block: SimilarityBlock) -> Mapping[str, Tensor]:
+        """What is worth a chart beside the loss, from the bank alone: the block has no samples."""
+        return {}
+
+    def bank_step(self, rows: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+        """The loss's own move of the bank's rows, for those of classes in the batch.
+
+        Args:
+            rows: (c, d) the classes' rows.
+            sums: (c, d) sum of the classes' samples.
+            counts: (c,) number of them, at least 1.
+
+        Returns:
+            (c, d) what is added to the rows after the optimizer's step.
+        """
+        raise NotImplementedError
+
+
+class PairLoss(Loss):
+    """A loss over samples x samples."""
+
+    block: ClassVar[Literal["pairs", "classes"]] = "pairs"
+
+
+class ClassLoss(Loss):
+    """A loss over samples x classes, with one row per class unless it says otherwise."""
+
+    block: ClassVar[Literal["pairs", "classes"]] = "classes"
+    rows_per_class: int | Any = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ from dmlscale.distributed.world import World
 from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Axis, BlockError, Score, Tile, Where
 
 
+class ClassRange(NamedTuple):
+    """The classes ``[start, stop)`` of a rank, among all C."""
+
+    start: int
+    stop: int
+    num_classes: int
+
+
 class ClassBlock(ColumnBlock):
     """Samples x classes. A rank owns the columns of its own classes; rows are the global batch.
 
@@ -28,37 +37,27 @@ class ClassBlock(ColumnBlock):
     Args:
         batch: this rank's embeddings, divided by their length if ``on_sphere``, global class ids and identities.
         proxies: (c, K, d) the raw centers of this rank's classes; divided by their length here if ``on_sphere``.
-        first_class: global id of the first of them; ranks hold consecutive ranges.
-        num_classes: C, over all ranks.
+        where: which classes they are.
         world: the ranks.
         on_sphere: whether rows and columns have length one.
     """
 
     kind = "a class block"
 
-    def __init__(
-        self,
-        batch: LocalBatch,
-        proxies: Tensor,
-        *,
-        first_class: int,
-        num_classes: int,
-        world: World,
-        on_sphere: bool,
-    ) -> None:
+    def __init__(self, batch: LocalBatch, proxies: Tensor, where: ClassRange, *, world: World, on_sphere: bool) -> None:
+        self._gather(batch, where, proxies.shape[1], world, on_sphere)
+        self._hold(proxies, torch.arange(where.start, where.stop, device=self._row_labels.device))
+
+    def _gather(self, batch: LocalBatch, where: ClassRange, depth: int, world: World, on_sphere: bool) -> None:
+        """Takes the samples of all ranks as rows, and finds those of this rank's classes."""
         super().__init__(batch, world, on_sphere=on_sphere)
-        self.num_columns = num_classes
-        self._range = first_class, first_class + len(proxies)
-        self._depth = proxies.shape[1]
-        device = self._row_labels.device
+        self.num_columns, self._where, self._depth = where.num_classes, where, depth
         # Rows of this rank's classes are consecutive.
-        edges = torch.tensor(self._range, device=device)
+        edges = torch.tensor(where[:2], device=self._row_labels.device)
         self._start, self._stop = torch.searchsorted(self._row_labels, edges).tolist()
-        self._hold(proxies, torch.arange(*self._range, device=device))
 
     def _hold(self, proxies: Tensor, class_ids: Tensor) -> None:
         """Takes proxies (c, K, d) of classes (c,) ascending as the columns."""
-        self._proxies = proxies
         self._columns = Columns(proxies.flatten(0, 1), dtype=self._rows.dtype, unit=self._on_sphere)
         self._grid = Grid.of(self._row_labels, class_ids, one_positive=True, depth=self._depth)
         self.probe = self.probe + self._columns.handle
@@ -139,20 +138,17 @@ class ClassBlock(ColumnBlock):
 
     def class_sums(self) -> tuple[Tensor, Tensor]:
         """See `SimilarityBlock.class_sums`. Every rank has all rows: no communication."""
-        sums = self._rows.new_zeros((len(self._proxies), self._rows.shape[1]))
-        own = self._row_labels[self._start : self._stop] - self._range[0]
+        sums = self._rows.new_zeros((self._where.stop - self._where.start, self._rows.shape[1]))
+        own = self._row_labels[self._start : self._stop] - self._where.start
         sums.index_add_(0, own, self._rows.detach()[self._start : self._stop])
         return sums, torch.bincount(own, minlength=len(sums)).to(sums.dtype)
 
     def between_centers(self) -> ClassBlock:
         """See `SimilarityBlock.between_centers`. One more block, on the same columns."""
         present = self._row_labels[self._start : self._stop].unique()
-        centers = self._columns.take((present - self._range[0]) * self._depth)
+        centers = self._columns.take((present - self._where.start) * self._depth)
         view = object.__new__(ClassBlock)
-        ColumnBlock.__init__(view, LocalBatch(centers, present, present), self._world, on_sphere=self._on_sphere)
-        view.num_columns, view._range, view._depth = self.num_columns, self._range, self._depth
-        view._columns, view._proxies = self._columns, self._proxies
-        edges = torch.tensor(self._range, device=present.device)
-        view._start, view._stop = torch.searchsorted(view._row_labels, edges).tolist()
+        view._gather(LocalBatch(centers, present, present), self._where, self._depth, self._world, self._on_sphere)
+        view._columns = self._columns
         view._grid = Grid.of(view._row_labels, self._grid.column_labels, one_positive=True, depth=self._depth)
         return view

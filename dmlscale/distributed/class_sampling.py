@@ -13,8 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed import collectives
 from dmlscale.distributed.batch import LocalBatch
-from dmlscale.distributed.class_block import ClassBlock
-from dmlscale.distributed.column_block import ColumnBlock
+from dmlscale.distributed.class_block import ClassBlock, ClassRange
 from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.gram import sum_of_centers
 from dmlscale.distributed.grid import Grid
@@ -66,8 +65,7 @@ class SampledClassBlock(ClassBlock):
         weight: (c, K, d) this rank's bank; its gradient is sparse: the rows that were looked at.
         sampling: which classes to look at.
         chance: of this step.
-        first_class: global id of the bank's first class.
-        num_classes: C, over all ranks.
+        where: which classes the bank holds.
         world: the ranks.
         on_sphere: whether rows and columns have length one.
     """
@@ -78,26 +76,20 @@ class SampledClassBlock(ClassBlock):
         self,
         batch: LocalBatch,
         weight: Tensor,
+        where: ClassRange,
         sampling: ClassSampling,
         chance: Chance,
         *,
-        first_class: int,
-        num_classes: int,
         world: World,
         on_sphere: bool,
     ) -> None:
-        ColumnBlock.__init__(self, batch, world, on_sphere=on_sphere)
-        self.num_columns, self._sampling = num_classes, sampling
-        self._range, self._depth = (first_class, first_class + len(weight)), weight.shape[1]
-        device = self._row_labels.device
-        self._start, self._stop = torch.searchsorted(
-            self._row_labels, torch.tensor(self._range, device=device)
-        ).tolist()
+        self._gather(batch, where, weight.shape[1], world, on_sphere)
+        self._sampling = sampling
         present = self._row_labels[self._start : self._stop].unique()
-        drawn = sampling.drawn(torch.arange(*self._range, device=device), chance)
-        drawn[present - first_class] = False
-        absent = drawn.nonzero()[:, 0] + first_class
-        proxies: Tensor = _TakeRows.apply(weight, torch.cat([present, absent]) - first_class)
+        drawn = sampling.drawn(torch.arange(where.start, where.stop, device=present.device), chance)
+        drawn[present - where.start] = False
+        absent = drawn.nonzero()[:, 0] + where.start
+        proxies: Tensor = _TakeRows.apply(weight, torch.cat([present, absent]) - where.start)
         self._hold(proxies[: len(present)], present)
         self._absent = Columns(proxies[len(present) :].flatten(0, 1), dtype=self._rows.dtype, unit=on_sphere)
         self._absent_grid = Grid.of(self._row_labels, absent, one_positive=True, depth=self._depth)

@@ -26,8 +26,8 @@ class ColumnBlock(RefusingBlock):
     """Samples x columns of which a rank owns some.
 
     Communication: one all-gather of the sizes, one of labels and ids, one of embeddings (backward: reduce-scatter,
-    sum); per reduction over columns one all-reduce of (B,), or three for an extreme; over rows none; one scalar for each
-    sum or mean.
+    sum); per reduction over columns one all-reduce of (B,), or three for an extreme; over rows none; one scalar for
+    each sum or mean.
     """
 
     _columns: Columns

@@ -52,7 +52,7 @@ class Columns:
 
     @property
     def dim(self) -> int:
-        """d."""
+        """Length of a column: d."""
         return self.raw.shape[1]
 
     def strip(self, left: int, right: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmlscale.distributed.batch import LocalBatch, places_in_batch
 from dmlscale.distributed.class_bank import ClassBank
-from dmlscale.distributed.class_block import ClassBlock
+from dmlscale.distributed.class_block import ClassBlock, ClassRange
 from dmlscale.distributed.class_sampling import ClassSampling, SampledClassBlock
 from dmlscale.distributed.memory_bank import MemoryBank
 from dmlscale.distributed.memory_block import MemoryBlock
@@ -45,7 +45,7 @@ class GlobalLoss(nn.Module):
             by the number of ranks, so that the average comes out exact. The bank's gradient is exact either way.
         seed: of the bank's random start and of random choices; neither depends on the number of ranks.
         group: the process group; the default group if None.
-        memory_size: samples of past batches that pair losses compare with (cross-batch memory), over all ranks; 0: none.
+        memory_size: samples of past batches, over all ranks, that a pair loss compares with (cross-batch memory).
         memory_start: steps before the memory is used; it is filled from the beginning.
         class_sampling: look at a part of the classes at each step. The bank's gradient is then sparse: give it to an
             optimizer for sparse gradients, which touches the state of these rows only (`torch.optim.SparseAdam`).
@@ -150,15 +150,12 @@ class GlobalLoss(nn.Module):
             return MemoryBlock(batch, self.memory, self.world, on_sphere=on_sphere, use_memory=used)
         if self.bank is None:
             return PairBlock(batch, self.world, on_sphere=on_sphere, chance=chance)
-        where = {
-            "first_class": self.bank.start,
-            "num_classes": self.bank.num_classes,
-            "world": self.world,
-            "on_sphere": on_sphere,
-        }
+        where = ClassRange(self.bank.start, self.bank.stop, self.bank.num_classes)
         if self.class_sampling is not None:
-            return SampledClassBlock(batch, self.bank.weight, self.class_sampling, chance, **where)
-        return ClassBlock(batch, self.bank.weight, **where)
+            return SampledClassBlock(
+                batch, self.bank.weight, where, self.class_sampling, chance, world=self.world, on_sphere=on_sphere
+            )
+        return ClassBlock(batch, self.bank.weight, where, world=self.world, on_sphere=on_sphere)
 
     @torch.no_grad()
     def _prepare_bank_step(self, block: ClassBlock) -> None:
@@ -189,8 +186,7 @@ class GlobalLoss(nn.Module):
         block = ClassBlock(
             LocalBatch(weight.new_zeros(0, self.embedding_dim), nothing, nothing),
             weight,
-            first_class=self.bank.start,
-            num_classes=self.bank.num_classes,
+            ClassRange(self.bank.start, self.bank.stop, self.bank.num_classes),
             world=self.world,
             on_sphere=self.loss.on_sphere,
         )

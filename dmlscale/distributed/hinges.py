@@ -1,4 +1,4 @@
-"""Sums of hinges over the negatives of each row, for several thresholds per row in one sweep (all triplets, contrastive).
+"""Sums of hinges over the negatives of each row, several thresholds per row in one sweep (all triplets, contrastive).
 
 For every row i and threshold t: ``sum_n relu(t - D_in)^power`` over its negatives n, and how many terms are positive.
 The gradient of the plain hinge is a count, so neither pass needs more than comparisons beside the product.
@@ -126,7 +126,7 @@ def _gradient(
             by_similarity.masked_fill_(distance <= SMALLEST_SQUARED_DISTANCE, 0.0)
         else:
             by_similarity = by_distance.mul_(gradient[band, None])
-            by_similarity.div_(torch.nn.functional.threshold_(distance, ZERO_DISTANCE, torch.inf))
+            by_similarity.div_(torch.threshold_(distance, ZERO_DISTANCE, torch.inf))
         norms.add(cell, by_similarity)
         to_rows[band].addmm_(by_similarity, columns.strip(cell.left, cell.right))
         to_columns[cell.left : cell.right].addmm_(by_similarity.T, rows[band])

@@ -39,7 +39,7 @@ def mirrored_gradient(
     """
     column_result, column_gradient = mirror(torch.stack([result, gradient], 1)).unbind(1)
     shift = reduction.shift if reduction.shift is not None else score.upper_bound
-    weigh = _SplitWeights(sides, (result, gradient), (column_result, column_gradient))
+    weigh: _SplitWeights | _SharedWeights = _SplitWeights((result, gradient), (column_result, column_gradient))
     if shift is not None and bool((column_result > shift - SAFE_HALF_RANGE - 1).all()):
         weigh = _SharedWeights(sides, (result, gradient), (column_result, column_gradient), shift)
     to_rows, norms = torch.zeros_like(sides.rows), Norms(sides)
@@ -85,7 +85,7 @@ class _SharedWeights:
 class _SplitWeights:
     """``exp(score - result_i) * g_i + exp(score - result_j) * g_j``: for scores that no constant brings into range."""
 
-    def __init__(self, sides: Sides, row: _Pair, column: _Pair) -> None:
+    def __init__(self, row: _Pair, column: _Pair) -> None:
         self._row, self._column = row, column
 
     def offset(self, band: slice) -> Tensor | float:

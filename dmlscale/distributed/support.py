@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.distributed.batch import LocalBatch
+from dmlscale.distributed.class_block import ClassRange
 from dmlscale.distributed.class_sampling import ClassSampling, SampledClassBlock
 from dmlscale.distributed.memory_bank import MemoryBank
 from dmlscale.distributed.memory_block import MemoryBlock
@@ -68,10 +69,9 @@ def require_sampling_support(name: str, loss: Loss) -> None:
     block = SampledClassBlock(
         _two_samples(),
         weight,
+        ClassRange(0, 2, 2),
         ClassSampling(1.0),
         Chance(),
-        first_class=0,
-        num_classes=2,
         world=World(),
         on_sphere=loss.on_sphere,
     )

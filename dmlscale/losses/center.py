@@ -50,7 +50,7 @@ class Center(ClassLoss):
     repulsion_margin: float = 5.0
 
     paper: ClassVar[str] = "Wen et al. 2016, A Discriminative Feature Learning Approach for Deep Face Recognition"
-    on_sphere: ClassVar[bool] = False
+    on_sphere = False
     rows_are_points: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

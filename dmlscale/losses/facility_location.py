@@ -16,7 +16,7 @@ TIE = 1e-9
 
 
 class Found(NamedTuple):
-    """Medoids as positions of samples (S,), in the order they were found, and the NMI of their clusters and the labels."""
+    """Medoids as positions of samples (S,), in the order they were found; NMI () of their clusters and the labels."""
 
     medoids: Tensor
     nmi: Tensor

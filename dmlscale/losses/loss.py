@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,20 +19,32 @@ class Loss:
     Attributes:
         block: samples x samples, or samples x classes.
         paper: authors, year and title, for the catalogue.
-        on_sphere: whether embeddings (and proxies) are divided by their length before the block is made.
-        rows_per_class: rows in the class bank for each class; 0 for pair losses.
         rows_are_points: the bank's rows are points among the embeddings, not directions.
-        steps_bank: the bank moves by the loss's own rule (`bank_step`), beside what its gradient says.
-        bank_has_gradient: the loss has a gradient by the bank.
     """
 
     block: ClassVar[Literal["pairs", "classes"]]
     paper: ClassVar[str]
-    on_sphere: bool | Any = True
-    rows_per_class: int | Any = 0
     rows_are_points: ClassVar[bool] = False
-    steps_bank: bool | Any = False
-    bank_has_gradient: bool | Any = True
+
+    @property
+    def on_sphere(self) -> bool:
+        """Whether embeddings (and proxies) are divided by their length before the block is made."""
+        return True
+
+    @property
+    def rows_per_class(self) -> int:
+        """Rows in the class bank for each class; 0 for pair losses."""
+        return int(self.block == "classes")
+
+    @property
+    def steps_bank(self) -> bool:
+        """Whether the bank moves by the loss's own rule (`bank_step`), beside what its gradient says."""
+        return False
+
+    @property
+    def bank_has_gradient(self) -> bool:
+        """Whether the loss has a gradient by the bank."""
+        return True
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""
@@ -66,4 +78,3 @@ class ClassLoss(Loss):
     """A loss over samples x classes, with one row per class unless it says otherwise."""
 
     block: ClassVar[Literal["pairs", "classes"]] = "classes"
-    rows_per_class: int | Any = 1

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import threshold_
+from torch import Tensor, threshold_
 
 from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SimilarityBlock, Tile, softplus

@@ -41,7 +41,7 @@ class NPairs(PairLoss):
     l2_weight: float = 0.002
 
     paper: ClassVar[str] = "Sohn 2016, Improved Deep Metric Learning with Multi-class N-pair Loss Objective"
-    on_sphere: ClassVar[bool] = False
+    on_sphere = False
 
     def __post_init__(self) -> None:
         require_not_negative(self, "n_pairs", "l2_weight")

@@ -33,7 +33,7 @@ class Softmax(ClassLoss):
     paper: ClassVar[str] = (
         "Wen et al. 2016, A Discriminative Feature Learning Approach for Deep Face Recognition (eq. 1)"
     )
-    on_sphere: ClassVar[bool] = False
+    on_sphere = False
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""

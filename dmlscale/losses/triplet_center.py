@@ -40,7 +40,7 @@ class TripletCenter(ClassLoss):
     average: Literal["mean", "sum"] = "mean"
 
     paper: ClassVar[str] = "He et al. 2018, Triplet-Center Loss for Multi-View 3D Object Retrieval"
-    on_sphere: ClassVar[bool] = False
+    on_sphere = False
     rows_are_points: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ def optimizer(
         for part, module, lr in (("backbone", embedder.backbone, backbone_lr), ("head", embedder.head, head_lr))
         for decayed in (True, False)
     ]
-    sparse = []
+    sparse: list[dict[str, Any]] = []
     several = len(objective.banks()) > 1
     for n, (term, loss) in enumerate(zip(objective.names(), objective.losses(), strict=True)):
         rates = banks[n] if banks else BankRates()

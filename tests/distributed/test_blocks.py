@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.distributed.batch import LocalBatch
-from dmlscale.distributed.class_block import ClassBlock
+from dmlscale.distributed.class_block import ClassBlock, ClassRange
 from dmlscale.distributed.pair_block import PairBlock
 from dmlscale.distributed.world import World
 from dmlscale.losses.block import BlockError, Tile
@@ -47,7 +47,7 @@ def run_rank(world: World) -> tuple[Tensor, Tensor, Tensor]:
     start, stop = world.share(NUM_CLASSES)
     local, centers = x[mine].clone().requires_grad_(), proxies[start:stop].clone().requires_grad_()
     batch = LocalBatch(local, y[mine], torch.arange(len(x))[mine])
-    block = ClassBlock(batch, centers, first_class=start, num_classes=NUM_CLASSES, world=world, on_sphere=False)
+    block = ClassBlock(batch, centers, ClassRange(start, stop, NUM_CLASSES), world=world, on_sphere=False)
     loss = hinge(block)
     loss.backward()
     assert local.grad is not None
@@ -77,6 +77,6 @@ def test_blocks_refuse_what_they_cannot_reduce() -> None:
         pairs.logsumexp(ScaledSimilarity(1.0), over="rows", where="negative")
     with pytest.raises(BlockError, match=r"no target\(\)"):
         pairs.target(ScaledSimilarity(1.0))
-    classes = ClassBlock(batch, proxies, first_class=0, num_classes=NUM_CLASSES, world=World(), on_sphere=True)
+    classes = ClassBlock(batch, proxies, ClassRange(0, NUM_CLASSES, NUM_CLASSES), world=World(), on_sphere=True)
     with pytest.raises(BlockError, match=r"no to_columns\(\)"):
         classes.to_columns(x[:, 0])

@@ -2,6 +2,7 @@
 # make test         install what tests need, run the fast tests
 # make check        lint, types, import contracts, spelling
 # make test-slow    the longer tests
+# make docs         renew the tables of docs/losses.md
 # make benchmark    losses beside pytorch-metric-learning and beside the bare matrix products
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Workers and test ranks set their own number of threads; more than one per rank only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow check format benchmark clean
+.PHONY: quickstart test test-slow check format benchmark docs clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/dmlscale train configs/quickstart.yaml
@@ -33,6 +34,9 @@ format: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.losses
+
+docs: $(VENV)/.dev
+	$(BIN)/dmlscale losses --renew docs/losses.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

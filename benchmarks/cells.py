@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import dmlscale
 
 Step = Callable[[], float]  # forward and backward once; the loss
 
 
 @dataclass(frozen=True)
 class Size:
-    """Loss and shape of a row of the table."""
+    """Loss and shape of a measurement.
+
+    Args:
+        loss: a registered name.
+        batch: B; 4 samples per class where there are no classes.
+        options: hyper-parameters.
+        reference: name of the counterpart in `references`; None where there is none.
+        classes: C of a class loss; None for samples x samples.
+        dim: d.
+    """
 
     loss: str
     batch: int
+    options: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    classes: int | None = None
     dim: int = 128
-    classes: int | None = None  # None: samples x samples, 4 samples per class
 
     def __str__(self) -> str:
-        return f"{self.loss} B={self.batch} d={self.dim}" + (f" C={self.classes}" if self.classes else "")
+        return f"B={self.batch:,}" + (f" C={self.classes:,}" if self.classes else "")
+
+    def to_text(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Size:
+        """From another process."""
+        return cls(**json.loads(text))
 
 
 def _inputs(size: Size) -> tuple[Tensor, Tensor]:
@@ -53,39 +77,40 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], module: nn.Module, size: Siz
     return step
 
 
+def _our_loss(size: Size) -> dmlscale.GlobalLoss:
+    return dmlscale.GlobalLoss(size.loss, num_classes=size.classes, embedding_dim=size.dim, **size.options)
+
+
 def ours(size: Size) -> Step:
     """This package."""
-    import dmlscale
-
-    loss = dmlscale.GlobalLoss(size.loss, num_classes=size.classes, embedding_dim=size.dim)
+    loss = _our_loss(size)
     return _step(loss, loss, size)
 
 
 def reference(size: Size) -> Step:
-    """pytorch-metric-learning."""
-    from pytorch_metric_learning import distances, losses, miners, reducers
+    """The same in pytorch-metric-learning."""
+    from benchmarks.references import make, start_alike
 
-    if size.loss == "proxy_anchor":
-        from dmlscale.distributed.class_bank import random_rows
+    assert size.reference is not None
+    compute, module, weights = make(size.reference, size.classes, size.dim)
+    if weights is not None:
+        bank = _our_loss(size).bank
+        assert bank is not None
+        start_alike(module, weights, bank.weight.detach().flatten(0, 1))
+    return _step(compute, module, size)
 
-        proxy_anchor = losses.ProxyAnchorLoss(size.classes, size.dim)
-        with torch.no_grad():  # our start, so that the values can be compared
-            rows = random_rows(0, size.classes or 0, (1, size.dim), 0)[:, 0]
-            proxy_anchor.proxies.copy_(rows if proxy_anchor.proxies.shape == rows.shape else rows.T)
-        return _step(proxy_anchor, proxy_anchor, size)
-    if size.loss == "lifted_structure":
-        lifted = losses.LiftedStructureLoss(1, distance=distances.LpDistance(normalize_embeddings=False))
-        return _step(lifted, lifted, size)
-    # Its semi-hard miner returns all semi-hard triplets, ours one per positive pair: the same kind of work.
-    miner = miners.TripletMarginMiner(0.2, "semihard", distance=distances.LpDistance(power=2))
-    triplet = losses.TripletMarginLoss(0.2, distance=distances.LpDistance(power=2), reducer=reducers.MeanReducer())
-    return _step(lambda x, y: triplet(x, y, miner(x, y)), triplet, size)
+
+def bank_megabytes(size: Size) -> float:
+    """The gradient of the bank, which every implementation must hold."""
+    bank = _our_loss(size).bank
+    return 0.0 if bank is None else bank.weight.numel() * 4 / 2**20
 
 
 def floor(size: Size) -> Step:
     """The matrix products that the maths needs and nothing else: one forward, two for the gradients."""
     x, _ = _inputs(size)
-    columns = x if size.classes is None else torch.randn(size.classes, size.dim)
+    depth = _our_loss(size).loss.rows_per_class
+    columns = x if size.classes is None else torch.randn(size.classes * depth, size.dim)
     gradient = torch.randn(size.batch, len(columns))
     # Into memory that is there: fresh pages for a matrix of this size would be a fifth of the time.
     similarity, to_rows, to_columns = torch.empty_like(gradient), torch.empty_like(x), torch.empty_like(columns)
@@ -120,7 +145,7 @@ def peak_megabytes(side: str, size: Size, limit_gib: float) -> float:
     Raises:
         MemoryError: the step needs more than ``limit_gib``.
     """
-    warm = Size(size.loss, 16, size.dim, None if size.classes is None else 8)
+    warm = Size(size.loss, 16, size.options, size.reference, None if size.classes is None else 8, size.dim)
     SIDES[side](warm)()  # loads kernels and libraries
     step = SIDES[side](size)
     limit = int(limit_gib * 2**30)

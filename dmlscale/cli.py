@@ -57,10 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.eval_split=test")
     evaluate.set_defaults(run=_evaluate)
 
+    losses = commands.add_parser("losses", help="the catalogue: name, family, paper, hyper-parameters, what is sharded")
+    losses.add_argument("name", nargs="?", help="of one loss, to read all about it")
+    losses.add_argument(
+        "--renew", metavar="FILE", help="write the tables into a document that has them: docs/losses.md"
+    )
+    losses.set_defaults(run=_losses)
+
     for command in (train, evaluate):
         command.add_argument("--local", action="store_true", help="one process, without Ray")
         command.add_argument("--json", metavar="FILE", help="write the final figures for machines")
-    for command in (pack, train, evaluate):
+    for command in (pack, train, evaluate, losses):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
@@ -81,6 +88,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     from dmlscale.launch.driver import evaluate
 
     return evaluate(options.checkpoint, options.overrides, local=options.local, json_file=options.json)
+
+
+def _losses(options: argparse.Namespace) -> int:
+    from dmlscale.launch.loss_table import renew_document, show_loss, show_losses
+
+    if options.renew:
+        renew_document(options.renew)
+    elif options.name:
+        show_loss(options.name)
+    else:
+        show_losses()
+    return 0
 
 
 if __name__ == "__main__":

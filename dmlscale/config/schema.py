@@ -46,6 +46,18 @@ class DataConfig(Section):
     """K: samples of each of them."""
     num_streams: int = Field(default=8, ge=1)
     """N canonical streams a global batch is dealt to; divides P and is at least the number of workers."""
+    sampling: Literal["classes", "hard_triplets", "hard_neighbors"] = "classes"
+    """What a batch is made of. classes: P classes x K samples. The others mine offline: every mine_every steps the
+    training split is embedded and searched (nearness is evaluation.metric), and about P x K samples are, hard_triplets:
+    an anchor, the farthest sample of its class, near samples of other classes; hard_neighbors: an anchor, any sample of
+    its class, near samples of other classes for both (Song et al. 2016)."""
+    mine_every: int = Field(default=200, ge=1)
+    """Steps between two minings; the first is before step 0."""
+    mine_candidates: int = Field(default=10, ge=1, le=1000)
+    """Nearest samples of other classes that hard negatives are drawn from: with 1 always the nearest, more make batches
+    differ and let outliers and wrong labels weigh less."""
+    mine_negatives: int = Field(default=1, ge=1)
+    """Hard negatives drawn for an anchor (hard_triplets) or for each end of a pair (hard_neighbors)."""
     transform: str = "papers_train"
     eval_transform: str = "papers_eval"
     loader_threads: int = Field(default=1, ge=1)
@@ -55,6 +67,15 @@ class DataConfig(Section):
     def _streams_divide_classes(self) -> DataConfig:
         if self.classes_per_batch % self.num_streams:
             raise ValueError(f"num_streams {self.num_streams} must divide classes_per_batch {self.classes_per_batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _negatives_are_drawn_from_candidates(self) -> DataConfig:
+        if self.mine_negatives > self.mine_candidates:
+            raise ValueError(
+                f"mine_negatives {self.mine_negatives} are drawn from mine_candidates {self.mine_candidates}: "
+                "raise the candidates or lower the negatives"
+            )
         return self
 
 
@@ -107,6 +128,9 @@ class TrainConfig(Section):
     """The same bits at any number of workers, at some cost in speed; None: on CPU yes, on GPU no."""
     bank_start: Literal["random", "class_means"] = "random"
     """class_means embeds the training split once and starts each class's rows there."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Most samples in the network at a time on each worker; the loss still sees the whole global batch, at the cost of
+    a second forward pass. None: the whole batch at once."""
     log_every: int = Field(default=10, ge=1)
     eval_every: int = Field(default=0, ge=0)
     """0: only at the end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
+from dmlscale.data.mined_rounds import MinedRounds
 from dmlscale.data.plan import EpochPlan, check_plan, num_steps, plan_epoch, streams_of_rank
 from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.reader import Reader
@@ -26,7 +27,7 @@ _DEPTH = 2  # batches ready beyond those that the threads work on
 class Position(NamedTuple):
     """A place in the data: the batch to read next. The same on all ranks, for any number of them."""
 
-    epoch: int
+    epoch: int  # or round, with offline mining
     step: int  # in the epoch
 
 
@@ -52,6 +53,8 @@ class TrainStream:
         num_workers: threads that make batches; 0 is one as well.
         start: epoch and step of the first batch.
         cache_bytes: memory for decoded pictures.
+        rounds: offline mining, which then says what a batch is, instead of P and K; asking for the first batch of a
+            round mines it, so all ranks must ask for it.
 
     Raises:
         DataError: the data cannot be batched so, there are more ranks than streams, or no such start.
@@ -72,22 +75,28 @@ class TrainStream:
         num_workers: int = 0,
         start: tuple[int, int] = (0, 0),
         cache_bytes: int = _CACHE_BYTES,
+        rounds: MinedRounds | None = None,
     ) -> None:
         self._sizes = {
             "classes_per_batch": classes_per_batch,
             "samples_per_class": samples_per_class,
             "num_streams": num_streams,
         }
-        check_plan(index.labels, **self._sizes)
-        self._index = index
+        self._index, self._rounds = index, rounds
+        if rounds is None:
+            check_plan(index.labels, **self._sizes)
+            # Two epochs: at a boundary, threads work on the end of one and the beginning of the next.
+            self._plan: Callable[[int], EpochPlan] = lru_cache(maxsize=2)(self._make_plan)
+            self.steps_per_epoch = num_steps(index.labels, **self._sizes)
+        else:
+            if rounds.num_streams != num_streams:
+                raise DataError(f"the rounds are planned on {rounds.num_streams} streams, the batches on {num_streams}")
+            self._plan, self.steps_per_epoch = rounds.plan, rounds.num_steps
         self._streams = streams_of_rank(rank, num_ranks, num_streams)
         self._seed = seed
         self._transform = transform
         self._num_threads = max(1, num_workers)
         self._reader = Reader(index, channels=channels, cache_bytes=cache_bytes)
-        # Two epochs: at a boundary, threads work on the end of one and the beginning of the next.
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
-        self.steps_per_epoch = num_steps(index.labels, **self._sizes)
         self._prefetcher: Prefetcher[Position, Batch] | None = None
         self._position = self._checked(*start)
 
@@ -102,15 +111,15 @@ class TrainStream:
 
     def __next__(self) -> tuple[Position, Batch]:
         if self._prefetcher is None:
-            depth = self._num_threads + _DEPTH
-            positions = self._positions_from(self._position)
-            self._prefetcher = Prefetcher(self._make_batch, positions, num_threads=self._num_threads, depth=depth)
+            self._prefetcher = self._start()
         try:
             batch = next(self._prefetcher)
         except BaseException:
             self._stop()  # so that a caller who goes on gets this batch again, not the end of the stream
             raise
         self._position = self._after(self._position)
+        if self._rounds is not None and self._position.step == 0:
+            self._stop()  # the next round is not mined yet
         return self._position, batch
 
     def state_dict(self) -> dict[str, int]:
@@ -136,6 +145,13 @@ class TrainStream:
         plan = self._plan(position.epoch)
         return {stream: len(plan.sub_batch(stream, position.step)) for stream in self._streams}
 
+    def _start(self) -> Prefetcher[Position, Batch]:
+        if self._rounds is not None:
+            self._rounds.prepare(self._position.epoch, is_new=self._position.step == 0)
+        positions = self._positions_from(self._position)
+        depth = self._num_threads + _DEPTH
+        return Prefetcher(self._make_batch, positions, num_threads=self._num_threads, depth=depth)
+
     def _stop(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.close()
@@ -155,7 +171,9 @@ class TrainStream:
         return Position(position.epoch + 1, 0)
 
     def _positions_from(self, position: Position) -> Iterator[Position]:
-        while True:
+        """Without end; with offline mining, to the end of the round: the next is mined with a later model."""
+        first = position
+        while self._rounds is None or position.epoch == first.epoch:
             yield position
             position = self._after(position)
 
@@ -166,7 +184,9 @@ class TrainStream:
         plan = self._plan(position.epoch)
         positions = np.concatenate([plan.sub_batch(stream, position.step) for stream in self._streams])
         row_ids = self._index.row_ids[positions]
-        return _load(self._index, self._reader, self._transform, row_ids, seed=self._seed, epoch=position.epoch)
+        # A round may show a sample many times: its pixels must not be the same each time.
+        epoch = position.epoch if self._rounds is None else position.epoch * self.steps_per_epoch + position.step
+        return _load(self._index, self._reader, self._transform, row_ids, seed=self._seed, epoch=epoch)
 
 
 def eval_batches(

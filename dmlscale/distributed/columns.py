@@ -55,13 +55,27 @@ class Columns:
         """Length of a column: d."""
         return self.raw.shape[1]
 
-    def strip(self, left: int, right: int) -> Tensor:
-        """(right - left, d) columns, ready to be multiplied; must not be written to."""
-        if self._plain:
+    def strip(self, left: int, right: int, depth: int = 1) -> Tensor:
+        """(right - left, d) columns, ready to be multiplied; must not be written to.
+
+        With a ``depth`` of K the columns are K for each class, and come center by center instead of class by class.
+        """
+        if self._plain and depth == 1:
             return self.raw[left:right]
         if self._cached != (left, right):
-            self._strip, self._cached = self.at(slice(left, right)), (left, right)
+            strip = self.at(slice(left, right))
+            self._strip = strip if depth == 1 else strip.unflatten(0, (-1, depth)).transpose(0, 1).flatten(0, 1)
+            self._cached = left, right
         return self._strip
+
+    def add_gradient(self, left: int, right: int, weights: Tensor, rows: Tensor, depth: int = 1) -> None:
+        """Adds ``weights^T rows`` to the gradient of a strip: weights (r, right - left), rows (r, d)."""
+        part = self.gradient()[left:right]
+        if depth == 1:
+            part.addmm_(weights.T, rows)
+        else:
+            by_class = part.unflatten(0, (-1, depth))
+            by_class += (weights.T @ rows).unflatten(0, (depth, -1)).transpose(0, 1)
 
     def at(self, index: Tensor | slice) -> Tensor:
         """Columns at positions, ready to be multiplied, without gradient: (..., d)."""

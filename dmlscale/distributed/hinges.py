@@ -108,7 +108,7 @@ def _gradient(
     setting: HingeSums, rows: Tensor, columns: Columns, thresholds: Tensor, above: Tensor | None, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
     sides, scratch, total = Sides.of(rows, columns, on_sphere=setting.on_sphere), Scratch(rows), Scratch(rows)
-    to_rows, to_thresholds, to_columns = torch.zeros_like(rows), torch.zeros_like(thresholds), columns.gradient()
+    to_rows, to_thresholds = torch.zeros_like(rows), torch.zeros_like(thresholds)
     norms = Norms(sides)
     for cell in setting.grid.cells("negative"):
         band = slice(cell.top, cell.bottom)
@@ -129,6 +129,6 @@ def _gradient(
             by_similarity.div_(torch.threshold_(distance, ZERO_DISTANCE, torch.inf))
         norms.add(cell, by_similarity)
         to_rows[band].addmm_(by_similarity, columns.strip(cell.left, cell.right))
-        to_columns[cell.left : cell.right].addmm_(by_similarity.T, rows[band])
-    norms.finish(to_rows, to_columns)
+        columns.add_gradient(cell.left, cell.right, by_similarity, rows[band])
+    norms.finish(to_rows, columns.gradient())
     return to_rows, to_thresholds.mul_(gradient[:, None])

@@ -44,8 +44,9 @@ class Sides(NamedTuple):
         return cls(rows, columns, rows.square().sum(1), columns.squared_lengths(), vectors, scratch)
 
     def similarity(self, cell: Cell, depth: int = 1) -> Tensor:
-        """(r, c * K) dot products of a cell, in the scratch memory."""
-        rows, columns = self.rows[cell.top : cell.bottom], self.columns.strip(cell.left * depth, cell.right * depth)
+        """(r, K * c) dot products of a cell, in the scratch memory."""
+        rows = self.rows[cell.top : cell.bottom]
+        columns = self.columns.strip(cell.left * depth, cell.right * depth, depth)
         return torch.mm(rows, columns.T, out=self.scratch.take(len(rows), len(columns)))
 
     def squared_distance(self, cell: Cell, similarity: Tensor | None = None) -> Tensor:

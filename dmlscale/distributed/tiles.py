@@ -109,7 +109,7 @@ def make_tile(reduction: Reduction, sides: Sides, cell: Cell, similarity: Tensor
 
 
 def similarities(reduction: Reduction, sides: Sides, cell: Cell) -> tuple[Tensor, Tensor]:
-    """The tile's similarities (r, c), and the raw ones (r, c * K), the same where K = 1."""
+    """The tile's similarities (r, c), and the raw ones (r, K * c), the same where K = 1."""
     raw = sides.similarity(cell, reduction.depth)
     return (reduction.assignment.assign(raw) if reduction.assignment else raw), raw
 

@@ -74,23 +74,49 @@ def nearest(
         ValueError: NaN or infinite values, or shapes that do not fit.
         FaissMissingError: neither faiss wheel is installed.
     """
-    faiss = require_faiss()
-    _check(queries, gallery, k, exclude)
-    queries, gallery = (_prepare(rows, metric) for rows in (queries, gallery))
-    skip = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
-    chunk = queries_per_chunk(k)
-    values = np.empty((len(queries), k), np.float32)
-    rows = np.empty((len(queries), k), np.int64)
-    search = _gpu_search(faiss, k + 1) or faiss.knn
-    faiss_metric = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
-    for start in range(0, len(queries), chunk):
-        part = slice(start, start + chunk)
-        found_values, found_rows = search(queries[part], gallery, k + 1, metric=faiss_metric)
-        values[part], rows[part] = _drop(found_values, found_rows.astype(np.int64, copy=False), skip[part])
-    if metric == "euclidean":
-        values = np.sqrt(np.maximum(values, 0))  # faiss gives squares; rounding may leave them just below 0
-    values[rows < 0] = -np.inf if metric == "cosine" else np.inf
-    return values, rows
+    return Gallery(gallery, metric).nearest(queries, k, exclude=exclude)
+
+
+class Gallery:
+    """Items to search, checked and brought to the metric's form once for many searches.
+
+    Args:
+        rows: (n, d) finite.
+        metric: as for `nearest`.
+
+    Raises:
+        ValueError: NaN or infinite values, or no items.
+        FaissMissingError: neither faiss wheel is installed.
+    """
+
+    def __init__(self, rows: NDArray[Any], metric: Metric) -> None:
+        self._faiss = require_faiss()
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError(f"gallery {rows.shape} must be (n, d), n at least 1")
+        _require_finite(rows, "gallery")
+        self.rows, self.metric = _prepare(rows, metric), metric
+
+    def nearest(
+        self, queries: NDArray[Any], k: int, *, exclude: NDArray[Any] | None = None
+    ) -> tuple[FloatArray, IntArray]:
+        """What the function `nearest` returns."""
+        _check(queries, self.rows, k, exclude)
+        queries = _prepare(queries, self.metric)
+        skip = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
+        chunk = queries_per_chunk(k)
+        values = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        search = _gpu_search(self._faiss, k + 1) or self._faiss.knn
+        is_cosine = self.metric == "cosine"
+        faiss_metric = self._faiss.METRIC_INNER_PRODUCT if is_cosine else self._faiss.METRIC_L2
+        for start in range(0, len(queries), chunk):
+            part = slice(start, start + chunk)
+            found_values, found_rows = search(queries[part], self.rows, k + 1, metric=faiss_metric)
+            values[part], rows[part] = _drop(found_values, found_rows.astype(np.int64, copy=False), skip[part])
+        if not is_cosine:
+            values = np.sqrt(np.maximum(values, 0))  # faiss gives squares; rounding may leave them just below 0
+        values[rows < 0] = -np.inf if is_cosine else np.inf
+        return values, rows
 
 
 def kmeans(embeddings: NDArray[Any], num_clusters: int, *, seed: int = 0, iterations: int = 20) -> IntArray:
@@ -157,14 +183,13 @@ def _prepare(rows: NDArray[Any], metric: Metric) -> FloatArray:
 
 
 def _check(queries: NDArray[Any], gallery: NDArray[Any], k: int, exclude: NDArray[Any] | None) -> None:
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+    if queries.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (q, d) and (n, d)")
-    if k < 1 or len(gallery) == 0:
-        raise ValueError(f"k = {k} neighbours in a gallery of {len(gallery)}: both must be at least 1")
+    if k < 1:
+        raise ValueError(f"k = {k} neighbours: must be at least 1")
     if exclude is not None and len(exclude) != len(queries):
         raise ValueError(f"exclude has {len(exclude)} rows for {len(queries)} queries")
     _require_finite(queries, "queries")
-    _require_finite(gallery, "gallery")
 
 
 def _require_finite(rows: NDArray[Any], name: str) -> None:

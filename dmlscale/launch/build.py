@@ -7,11 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from dmlscale.config.components import LossChoice
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.loader import TrainStream, eval_batches
+from dmlscale.data.mined_plan import MinedOptions
+from dmlscale.data.mined_rounds import Mine, MinedRounds
 from dmlscale.data.transforms import find_transform
 from dmlscale.data.types import Batch
+from dmlscale.distributed.class_sampling import ClassSampling
 from dmlscale.distributed.global_loss import GlobalLoss
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import data_parallel
@@ -19,7 +23,7 @@ from dmlscale.models.backbone import backbone
 from dmlscale.models.embedder import Embedder
 from dmlscale.training.loop import Rhythm
 from dmlscale.training.objective import Objective
-from dmlscale.training.optim import optimizer, schedule
+from dmlscale.training.optim import BankRates, optimizer, schedule
 from dmlscale.training.step import Trainee
 
 
@@ -53,6 +57,9 @@ def build_objective(config: Config, num_classes: int, world: World) -> Objective
                     embedding_dim=config.model.embedding_dim,
                     seed=config.run.seed + n,
                     group=world.group,
+                    memory_size=term.memory_size,
+                    memory_start=term.memory_start,
+                    class_sampling=class_sampling(term),
                     **term.options,
                 ),
                 term.weight,
@@ -60,6 +67,13 @@ def build_objective(config: Config, num_classes: int, world: World) -> Objective
             for n, term in enumerate(config.losses)
         ]
     )
+
+
+def class_sampling(term: LossChoice) -> ClassSampling | None:
+    """Which classes a loss looks at; None for all."""
+    if term.class_sampling is None:
+        return None
+    return ClassSampling(term.class_sampling, unbiased=term.class_sampling_unbiased)
 
 
 def build_trainee(
@@ -81,6 +95,7 @@ def build_trainee(
             bank_lr=o.bank_lr,
             weight_decay=o.weight_decay,
             bank_weight_decay=o.bank_weight_decay,
+            banks=[BankRates(term.bank_lr, term.bank_weight_decay) for term in config.losses],
             momentum=o.momentum,
             eps=o.eps,
         ),
@@ -96,6 +111,7 @@ def build_trainee(
         half_precision=half_precision(config, device),
         reproducible=reproducible,
         seed=config.run.seed,
+        micro_batch=config.train.micro_batch_size,
     )
 
 
@@ -106,11 +122,29 @@ def half_precision(config: Config, device: torch.device) -> bool:
     return config.train.precision == "bf16"
 
 
-def build_stream(config: Config, index: Index, world: World) -> TrainStream:
-    """This rank's training batches."""
+def mined_options(config: Config) -> MinedOptions | None:
+    """How mined batches are made; None where batches are not mined."""
     d = config.data
+    if d.sampling == "classes":
+        return None
+    return MinedOptions(
+        sampling=d.sampling,
+        batch_size=d.classes_per_batch * d.samples_per_class,
+        num_streams=d.num_streams,
+        num_steps=d.mine_every,
+        num_candidates=d.mine_candidates,
+        num_negatives=d.mine_negatives,
+    )
+
+
+def build_stream(config: Config, index: Index, world: World, mine: Mine) -> TrainStream:
+    """This rank's training batches; ``mine`` is called for those that are mined."""
+    d = config.data
+    split = index.split(d.train_split)
+    options = mined_options(config)
+    rounds = None if options is None else MinedRounds(split.labels, options, seed=config.run.seed, mine=mine)
     return TrainStream(
-        index.split(d.train_split),
+        split,
         classes_per_batch=d.classes_per_batch,
         samples_per_class=d.samples_per_class,
         num_streams=d.num_streams,
@@ -120,6 +154,7 @@ def build_stream(config: Config, index: Index, world: World) -> TrainStream:
         rank=world.rank,
         num_ranks=world.num_ranks,
         num_workers=d.loader_threads,
+        rounds=rounds,
     )
 
 

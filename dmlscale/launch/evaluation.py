@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.reader import Reader
-from dmlscale.distributed import collectives
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, embed, raw_pixels
 from dmlscale.evaluation.evaluate import evaluate, gather_embedded
 from dmlscale.evaluation.figures import retrieval_gallery
 from dmlscale.evaluation.gallery import gallery_rows
 from dmlscale.launch.build import build_eval_batches
+from dmlscale.launch.ranks import OverRanks
 
 
 class Evaluator:
@@ -33,6 +33,7 @@ class Evaluator:
     def __init__(self, config: Config, index: Index, world: World, device: torch.device) -> None:
         self._config, self._index, self._world, self._device = config, index, world, device
         self._split = config.data.eval_split
+        self._ranks = OverRanks(world, device)
 
     def model(self, net: nn.Module) -> tuple[dict[str, float], Embedded]:
         """Metrics by name, the same on every rank, and this rank's embeddings."""
@@ -46,7 +47,7 @@ class Evaluator:
 
     def gallery(self, local: Embedded) -> Figure | None:
         """Queries and their nearest neighbours; on rank 0, None elsewhere."""
-        everything, _ = gather_embedded(local, self._gather, rank=self._world.rank)
+        everything, _ = gather_embedded(local, self._ranks.gather, rank=self._world.rank)
         if self._world.rank != 0 or self._config.evaluation.gallery_queries == 0:
             return None
         rows = gallery_rows(
@@ -71,19 +72,11 @@ class Evaluator:
     def _measure(self, local: Embedded, metric: Any, *, with_nmi: bool) -> dict[str, float]:
         return evaluate(
             local,
-            gather=self._gather,
-            all_sum=self._all_sum,
+            gather=self._ranks.gather,
+            all_sum=self._ranks.all_sum,
             rank=self._world.rank,
             ks=self._config.evaluation.ks,
             metric=metric,
             with_nmi=with_nmi,
             seed=self._config.run.seed,
         )
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        here = tensor.to(self._device)
-        sizes = collectives.gather_sizes(len(here), self._world, self._device)
-        return collectives.gather_rows(here, sizes, self._world).cpu()
-
-    def _all_sum(self, tensor: Tensor) -> Tensor:
-        return collectives.sum_over_ranks(tensor.to(self._device), self._world).cpu()

@@ -10,13 +10,14 @@ import torch
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.loader import eval_batches
+from dmlscale.data.mined_plan import check_mined_plan
 from dmlscale.data.plan import check_plan
 from dmlscale.data.shards import ensure_packed
 from dmlscale.data.transforms import find_transform
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.metrics import count_relevant
 from dmlscale.evaluation.neighbors import require_faiss
-from dmlscale.launch.build import build_embedder, build_objective
+from dmlscale.launch.build import build_embedder, build_objective, mined_options
 from dmlscale.launch.display import PackProgress
 from dmlscale.launch.errors import LaunchError
 
@@ -55,7 +56,7 @@ def check_data(config: Config, index: Index) -> None:
     """Whether the data can be batched and the losses built as asked.
 
     Raises:
-        DataError: a split is missing, or P x K is larger than the data offers.
+        DataError: a split is missing, P x K is larger than the data offers, or the data cannot be mined as asked.
         LaunchError: the splits leave nothing to evaluate, or have classes that the banks lack.
     """
     train = index.split(config.data.train_split)
@@ -63,12 +64,16 @@ def check_data(config: Config, index: Index) -> None:
         raise LaunchError(
             f"data.eval_split={config.data.eval_split!r}: no class has two samples, so there is nothing to retrieve"
         )
-    check_plan(
-        train.labels,
-        classes_per_batch=config.data.classes_per_batch,
-        samples_per_class=config.data.samples_per_class,
-        num_streams=config.data.num_streams,
-    )
+    options = mined_options(config)
+    if options is not None:
+        check_mined_plan(train.labels, options)
+    else:
+        check_plan(
+            train.labels,
+            classes_per_batch=config.data.classes_per_batch,
+            samples_per_class=config.data.samples_per_class,
+            num_streams=config.data.num_streams,
+        )
     outside = int(train.labels.max()) >= index.num_classes
     if outside and build_objective(config, 1, World()).banks():
         raise LaunchError(

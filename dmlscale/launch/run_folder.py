@@ -14,6 +14,16 @@ from dmlscale.launch.errors import LaunchError
 from dmlscale.training import checkpoint
 
 CONFIG_FILE = "config.yaml"
+# What decides the order of samples, always and with offline mining.
+_ORDER_KEYS = (
+    "data.train_split",
+    "data.classes_per_batch",
+    "data.samples_per_class",
+    "data.num_streams",
+    "data.sampling",
+    "run.seed",
+)
+_MINING_KEYS = ("data.mine_every", "data.mine_candidates", "data.mine_negatives", "evaluation.metric")
 
 
 def resolve(config: Config, config_name: str) -> Config:
@@ -60,8 +70,8 @@ def _check_same_data(config: Config, folder: Path) -> None:
     if newest is None:
         return
     before = check_config(checkpoint.read_record(newest).config, str(newest))
-    keys = ("data.train_split", "data.classes_per_batch", "data.samples_per_class", "data.num_streams", "run.seed")
-    for key in keys:
+    keys = _MINING_KEYS if config.data.sampling != "classes" else ()
+    for key in _ORDER_KEYS + keys:
         section, name = key.split(".")
         old, new = getattr(getattr(before, section), name), getattr(getattr(config, section), name)
         if old != new:

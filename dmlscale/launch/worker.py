@@ -19,6 +19,7 @@ from dmlscale.distributed.wrap import average_buffers
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.launch import build
 from dmlscale.launch.evaluation import Evaluator
+from dmlscale.launch.mining import Miner
 from dmlscale.launch.task import Task
 from dmlscale.models.embedder import Embedder
 from dmlscale.tracking.tracker import NullTracker, Tracker
@@ -65,13 +66,22 @@ class Training:
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
         self._evaluator = Evaluator(self._config, self._index, world, device)
         self._tracker = self._open_tracker()
+        self._miner = Miner(
+            task,
+            self._index,
+            self._embedder,
+            world,
+            device,
+            say=lambda message: self._say(message=message),
+            log=self._tracker.log_metrics,
+        )
         self._metrics: dict[str, float] = {}
         self._local: Embedded | None = None
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
         self._tracker.log_artifact(Path(self._task.folder) / "config.yaml")
-        with build.build_stream(self._config, self._index, self._world) as stream:
+        with build.build_stream(self._config, self._index, self._world, self._miner) as stream:
             start = self._resume(stream)
             self._stream = stream
             hooks = Hooks(self._log, self._evaluate, self._save, self._task.stop_file.exists)

@@ -50,6 +50,10 @@ class Center(ClassLoss):
     repulsion_margin: float = 5.0
 
     paper: ClassVar[str] = "Wen et al. 2016, A Discriminative Feature Learning Approach for Deep Face Recognition"
+    divided_by: ClassVar[str] = (
+        "the samples (average='mean'), or nothing ('sum'); the repulsion by the classes in the batch"
+    )
+    sharded: ClassVar[str] = "centers"
     on_sphere = False
     rows_are_points: ClassVar[bool] = True
 

@@ -97,6 +97,7 @@ class Circle(PairLoss):
     scale: float = 80.0
 
     paper: ClassVar[str] = "Sun et al. 2020, Circle Loss: A Unified Perspective of Pair Similarity Optimization"
+    divided_by: ClassVar[str] = "the anchors with both kinds of pairs"
 
     def __post_init__(self) -> None:
         require_positive(self, "circle", "scale")

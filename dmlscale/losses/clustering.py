@@ -42,6 +42,8 @@ class Clustering(PairLoss):
     refinements: int = 5
 
     paper: ClassVar[str] = "Song et al. 2017, Deep Metric Learning via Facility Location"
+    divided_by: ClassVar[str] = "nothing: sums over the batch, as in the paper"
+    sharded: ClassVar[str] = "rows of B x B; every worker searches the whole batch"
 
     def __post_init__(self) -> None:
         require_not_negative(self, "clustering", "margin", "refinements")

@@ -46,6 +46,10 @@ class Contrastive(PairLoss):
     normalize: bool = False
 
     paper: ClassVar[str] = "Hadsell et al. 2006, Dimensionality Reduction by Learning an Invariant Mapping"
+    divided_by: ClassVar[str] = (
+        "positive and negative terms each by the number of their pairs with a term above zero "
+        "(average='active'), of their pairs ('all'), or both by the number of all pairs ('pairs')"
+    )
 
     def __post_init__(self) -> None:
         require_not_negative(self, "contrastive", "margin", "positive_margin")

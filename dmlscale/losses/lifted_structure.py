@@ -58,6 +58,9 @@ class LiftedStructure(PairLoss):
     normalize: bool = False
 
     paper: ClassVar[str] = "Song et al. 2016, Deep Metric Learning via Lifted Structured Feature Embedding"
+    divided_by: ClassVar[str] = (
+        "2 |P|, P the unordered positive pairs; per anchor: the anchors with both kinds of pairs"
+    )
 
     def __post_init__(self) -> None:
         require_not_negative(self, "lifted_structure", "margin")

@@ -19,11 +19,15 @@ class Loss:
     Attributes:
         block: samples x samples, or samples x classes.
         paper: authors, year and title, for the catalogue.
+        sharded: what each worker holds a part of, for the catalogue.
+        divided_by: what its sums are divided by; all counts are of the global batch.
         rows_are_points: the bank's rows are points among the embeddings, not directions.
     """
 
     block: ClassVar[Literal["pairs", "classes"]]
     paper: ClassVar[str]
+    sharded: ClassVar[str]
+    divided_by: ClassVar[str]
     rows_are_points: ClassVar[bool] = False
 
     @property
@@ -72,9 +76,12 @@ class PairLoss(Loss):
     """A loss over samples x samples."""
 
     block: ClassVar[Literal["pairs", "classes"]] = "pairs"
+    sharded: ClassVar[str] = "rows of B x B"
 
 
 class ClassLoss(Loss):
     """A loss over samples x classes, with one row per class unless it says otherwise."""
 
     block: ClassVar[Literal["pairs", "classes"]] = "classes"
+    sharded: ClassVar[str] = "proxies and their optimizer state"
+    divided_by: ClassVar[str] = "the samples"

@@ -81,6 +81,7 @@ class MultiSimilarity(PairLoss):
     paper: ClassVar[str] = (
         "Wang et al. 2019, Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning"
     )
+    divided_by: ClassVar[str] = "all samples, also those that keep no pair"
 
     def __post_init__(self) -> None:
         require_positive(self, "multi_similarity", "positive_scale", "negative_scale")

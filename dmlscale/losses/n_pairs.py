@@ -41,6 +41,7 @@ class NPairs(PairLoss):
     l2_weight: float = 0.002
 
     paper: ClassVar[str] = "Sohn 2016, Improved Deep Metric Learning with Multi-class N-pair Loss Objective"
+    divided_by: ClassVar[str] = "the classes with a pair"
     on_sphere = False
 
     def __post_init__(self) -> None:

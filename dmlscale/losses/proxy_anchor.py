@@ -37,6 +37,9 @@ class ProxyAnchor(ClassLoss):
     scale: float = 32.0
 
     paper: ClassVar[str] = "Kim et al. 2020, Proxy Anchor Loss for Deep Metric Learning"
+    divided_by: ClassVar[str] = (
+        "the positive term by |P+|, the classes in the batch; the negative term by all C classes"
+    )
 
     def __post_init__(self) -> None:
         if self.scale <= 0:

@@ -45,6 +45,8 @@ class SoftTriple(ClassLoss):
     regularizer_weight: float = 0.2
 
     paper: ClassVar[str] = "Qian et al. 2019, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling"
+    divided_by: ClassVar[str] = "the samples; its regulariser by C K (K - 1)"
+    sharded: ClassVar[str] = "K centers per class and their optimizer state"
 
     def __post_init__(self) -> None:
         if self.centers_per_class < 1:
@@ -83,3 +85,17 @@ class SoftTriple(ClassLoss):
             return (2.0 + 1e-5 - 2.0 * pairs).clamp_min(1e-12).sqrt().sum(1)
 
         return block.center_similarities(distances) / (block.num_columns * K * (K - 1))
+
+    def metrics(self, block: SimilarityBlock) -> dict[str, Tensor]:
+        """Effective number of centers per class, mean over the classes: K where all are orthogonal, 1 where all merged.
+
+        The participation ratio ``(sum of eigenvalues)^2 / sum of their squares = K^2 / |G|^2`` of the matrix G of
+        cosines among a class's centers. (The paper counts the centers that have not merged, by a threshold.)
+        """
+        if self.centers_per_class == 1:
+            return {}
+
+        def effective(cosines: Tensor) -> Tensor:  # (classes, K, K) -> (classes,)
+            return self.centers_per_class**2 / cosines.square().sum((1, 2))
+
+        return {"effective_centers": block.center_similarities(effective) / block.num_columns}

@@ -33,6 +33,7 @@ class Softmax(ClassLoss):
     paper: ClassVar[str] = (
         "Wen et al. 2016, A Discriminative Feature Learning Approach for Deep Face Recognition (eq. 1)"
     )
+    sharded: ClassVar[str] = "class weights and their optimizer state"
     on_sphere = False
 
     def __call__(self, block: SimilarityBlock) -> Tensor:

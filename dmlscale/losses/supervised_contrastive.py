@@ -39,6 +39,7 @@ class SupervisedContrastive(PairLoss):
     base_temperature: float | None = None
 
     paper: ClassVar[str] = "Khosla et al. 2020, Supervised Contrastive Learning"
+    divided_by: ClassVar[str] = "|P(i)|, the anchor's positives, inside; the anchors with a positive outside"
 
     def __post_init__(self) -> None:
         require_positive(self, "supervised_contrastive", "temperature")

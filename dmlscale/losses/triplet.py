@@ -76,6 +76,10 @@ class Triplet(PairLoss):
     squared: bool | None = None
 
     paper: ClassVar[str] = "Schroff et al. 2015, FaceNet: A Unified Embedding for Face Recognition and Clustering"
+    divided_by: ClassVar[str] = (
+        "the chosen triplets (average='all'; with one negative per pair, the positive pairs whose anchor "
+        "has a negative), or those with a term above zero ('active')"
+    )
 
     def __post_init__(self) -> None:
         require_not_negative(self, "triplet", "margin")

@@ -40,6 +40,8 @@ class TripletCenter(ClassLoss):
     average: Literal["mean", "sum"] = "mean"
 
     paper: ClassVar[str] = "He et al. 2018, Triplet-Center Loss for Multi-View 3D Object Retrieval"
+    divided_by: ClassVar[str] = "the samples (average='mean'), or nothing ('sum')"
+    sharded: ClassVar[str] = "centers and their optimizer state"
     on_sphere = False
     rows_are_points: ClassVar[bool] = True
 

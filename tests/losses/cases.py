@@ -1,16 +1,20 @@
 """Which losses the contract test runs, with which hyper-parameters and oracles.
 
-A registered loss without a case here fails the contract test.
+A new loss brings its cases in its own test file: `CASES = [Case(...)]` in tests/losses/test_<name>.py. A registered loss
+without a case, here or there, fails the contract test.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from dmlscale.losses import LOSSES
 from dmlscale.losses.draws import Chance
 from tests.losses import oracles
 
@@ -119,4 +123,13 @@ CLASSES = [
     Case("triplet_center", oracles.triplet_center),
     Case("triplet_center", oracles.triplet_center, {"margin": 1.0, "average": "sum"}),
 ]
-CASES = [*PAIRS, *TRIPLETS, *CLASSES]
+
+
+def all_cases() -> list[Case]:
+    """The cases of this file and those of the losses' own test files."""
+    found = [*PAIRS, *TRIPLETS, *CLASSES]
+    for name in LOSSES:
+        module = f"tests.losses.test_{name}"
+        if importlib.util.find_spec(module):
+            found += getattr(importlib.import_module(module), "CASES", [])
+    return found

@@ -14,8 +14,9 @@ from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES
 from dmlscale.losses.dense import DenseBlock
 from tests.distributed.pool import GlooPool
-from tests.losses.cases import CASES, PAIRS, SEED, TRIPLETS, Case
+from tests.losses.cases import SEED, Case, all_cases
 
+CASES = all_cases()
 DIM, NUM_CLASSES = 5, 7  # 7 divides by none of 2, 3, 4
 LAYOUTS = {  # local batch sizes of the ranks
     1: {"whole": [23]},
@@ -187,7 +188,7 @@ def test_order_of_samples_does_not_matter(case: Case) -> None:
     close(loss(x, y), loss(x[order], y[order]))
 
 
-@pytest.mark.parametrize("case", [case for case in PAIRS + TRIPLETS if not case.drawn], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if LOSSES[case.loss].block == "pairs" and not case.drawn], ids=str)
 def test_names_of_labels_do_not_matter(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0])
     loss = loss_of(case)

@@ -14,7 +14,7 @@ from tests.losses.oracles.classes import (
     soft_triple,
     softmax,
 )
-from tests.losses.oracles.common import Oracle
+from tests.losses.oracles.measures import Oracle
 from tests.losses.oracles.draws import triplet_distance_weighted, triplet_random
 from tests.losses.oracles.facilities import (
     clustering,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.losses.oracles.common import average_of, log_sum_exp, softplus, squared_distance, unit
+from tests.losses.oracles.measures import average_of, log_sum_exp, softplus, squared_distance, unit
 
 
 def proxy_anchor(x: Tensor, y: Tensor, proxies: Tensor, margin: float = 0.1, scale: float = 32.0) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.losses.draws import Chance
-from tests.losses.oracles.common import average_of, distance, negatives, positives, squared_distance, unit
+from tests.losses.oracles.measures import average_of, distance, negatives, positives, squared_distance, unit
 
 
 def triplet_distance_weighted(

@@ -12,7 +12,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from tests.losses.oracles.common import distance, unit
+from tests.losses.oracles.measures import distance, unit
 
 
 def clustering(x: Tensor, y: Tensor, margin: float = 1.0, refinements: int = 5) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.losses.oracles.common import average_of, distance, log_sum_exp, negatives, positives, softplus, unit
+from tests.losses.oracles.measures import average_of, distance, log_sum_exp, negatives, positives, softplus, unit
 
 
 def contrastive(

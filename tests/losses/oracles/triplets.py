@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tests.losses.oracles.common import average_of, distance, negatives, positives, softplus, squared_distance, unit
+from tests.losses.oracles.measures import average_of, distance, negatives, positives, softplus, squared_distance, unit
 
 Triplets = list[tuple[int, int, int]]
 

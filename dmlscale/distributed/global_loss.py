@@ -29,7 +29,8 @@ class GlobalLoss(nn.Module):
 
     Works in any ``torch.distributed`` program, and with no process group at all. Class losses keep one row (or K)
     per class in ``bank.weight``, of which each rank holds and updates its own range of classes: give it to the
-    optimizer, but do not wrap this module in DDP.
+    optimizer, but do not wrap this module in DDP. A bank that moves by its loss's own rule (center) has no gradient:
+    call `step_bank` after the optimizer's step.
 
     Example:
         >>> loss = GlobalLoss("proxy_anchor", num_classes=100, embedding_dim=64, margin=0.1)

@@ -14,12 +14,14 @@ from dmlscale.data.mined_plan import check_mined_plan
 from dmlscale.data.plan import check_plan
 from dmlscale.data.shards import ensure_packed
 from dmlscale.data.transforms import find_transform
+from dmlscale.distributed.support import require_memory_support, require_sampling_support
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.metrics import count_relevant
 from dmlscale.evaluation.neighbors import require_faiss
 from dmlscale.launch.build import build_embedder, build_objective, mined_options
 from dmlscale.launch.display import PackProgress
 from dmlscale.launch.errors import LaunchError
+from dmlscale.losses import LOSSES
 
 
 def prepare_data(config: Config, say: Callable[[str], None]) -> Index:
@@ -43,13 +45,28 @@ def check_cheap(config: Config) -> None:
         DataError: an unknown transform.
         ModelError: an unknown backbone, or options it refuses.
         FaissMissingError: no faiss is installed.
+        LaunchError: a loss that cannot work with a memory or with class sampling, or GPU options without a GPU.
     """
     require_faiss()
     find_transform(config.data.transform)
     find_transform(config.data.eval_transform)
     build_embedder(config)
+    _check_terms(config)
     if config.model.batch_norm == "sync" and config.resources.device == "cpu":
         raise LaunchError("model.batch_norm=sync needs GPUs; use frozen or local with resources.device=cpu")
+
+
+def _check_terms(config: Config) -> None:
+    for n, term in enumerate(config.losses):
+        loss = LOSSES[term.name](**term.options)
+        try:
+            if term.memory_size:
+                require_memory_support(term.name, loss)
+            if term.class_sampling is not None:
+                require_sampling_support(term.name, loss)
+        except ValueError as error:
+            key = "memory_size" if term.memory_size else "class_sampling"
+            raise LaunchError(f"losses.{n}.{key}: {error}; leave the key out or choose another loss") from None
 
 
 def check_data(config: Config, index: Index) -> None:

@@ -53,9 +53,6 @@ def make(name: str, num_classes: int | None, dim: int) -> Made:
             _triplet(0.2, unit2),
             miners.BatchEasyHardMiner(pos_strategy="all", neg_strategy="hard", distance=unit2),
         ),
-        "triplet_distance_weighted": lambda: _with_miner(
-            _triplet(0.2, euclidean(normalize=True)), miners.DistanceWeightedMiner()
-        ),
         "lifted_structure": lambda: _plain(losses.LiftedStructureLoss(1, distance=euclidean())),
         "lifted_structure_per_anchor": lambda: _plain(
             losses.GeneralizedLiftedStructureLoss(1, 0, distance=euclidean())

@@ -127,7 +127,7 @@ class TrainConfig(Section):
     reproducible: bool | None = None
     """The same bits at any number of workers, at some cost in speed; None: on CPU yes, on GPU no."""
     bank_start: Literal["random", "class_means"] = "random"
-    """class_means embeds the training split once and starts each class's rows there."""
+    """class_means embeds the training split once and starts each class's rows there, seen from the middle of all."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Most samples in the network at a time on each worker; the loss still sees the whole global batch, at the cost of
     a second forward pass. None: the whole batch at once."""

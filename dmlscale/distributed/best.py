@@ -32,6 +32,12 @@ def best_entries(reduction: Reduction, rows: Tensor, columns: Columns, *, larges
     return torch.where(found, values, 0.0), found
 
 
+def better_of(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Of two results of `best_entries` for the same rows the better one of each row; the first of equals."""
+    beaten = b[0] > a[0] if largest else b[0] < a[0]
+    return torch.where(b[1] & (beaten | ~a[1]), b[0], a[0]), a[1] | b[1]
+
+
 def best_over_ranks(values: Tensor, found: Tensor, world: World, *, largest: bool) -> Tensor:
     """The best of all ranks' values -> (r,); the gradient goes to the rank that holds it, the first of equals.
 
@@ -52,7 +58,7 @@ def best_over_ranks(values: Tensor, found: Tensor, world: World, *, largest: boo
 
 def _search(reduction: Reduction, rows: Tensor, columns: Columns, largest: bool) -> tuple[Tensor, Tensor]:
     """Whether each row has an entry, and the column of its best: (r,) both."""
-    sides = Sides.of(rows, columns, on_sphere=reduction.on_sphere)
+    sides = Sides(rows, columns, on_sphere=reduction.on_sphere)
     worst = -torch.inf if largest else torch.inf
     best = rows.new_full((len(rows),), worst)
     column = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)

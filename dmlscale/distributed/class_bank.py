@@ -51,14 +51,17 @@ class ClassBank(nn.Module):
     def start_at_class_means(
         self, batches: Iterable[tuple[Tensor, Tensor]], spread: float = 0.05, *, directions: bool = True
     ) -> None:
-        """Sets each class's rows to the mean direction of its embeddings, of length one, or to their plain mean.
+        """Sets each class's rows to where its embeddings lie: as seen from the middle of all, or as a point among them.
 
+        An untrained network sends everything in nearly the same direction, so the classes' mean directions hardly
+        differ; those from the middle of all samples do, and a softmax over them has something to learn from at once.
         Classes that never occur keep their values.
 
         Args:
             batches: this rank's (embeddings (b, d), labels (b,)) pairs; ranks may have different numbers.
             spread: length of the random offset that tells a class's K rows apart (K > 1).
-            directions: mean of directions, of length one; False for rows that are points among the embeddings.
+            directions: rows of length one, from the mean direction of all samples to that of the class; False for the
+                class's plain mean.
 
         Communication: per batch one all-gather of embeddings and labels and of the sizes; a rank that has run out
         of batches takes part with empty ones until all have.
@@ -67,6 +70,7 @@ class ClassBank(nn.Module):
         # In double precision the means do not feel the order of the batches, which depends on the number of ranks.
         sums = self.weight.new_zeros((num_local, dim), dtype=torch.float64)
         counts = self.weight.new_zeros(num_local, dtype=torch.float64)
+        total, num_samples = sums.new_zeros(dim), 0
         iterator = iter(batches)
         while True:
             batch = next(iterator, None)
@@ -80,10 +84,16 @@ class ClassBank(nn.Module):
             everyone = collectives.gather_rows(rows, sizes, self.world)
             position = collectives.gather_rows(labels, sizes, self.world) - self.start
             mine = (position >= 0) & (position < num_local)
+            total += everyone.sum(0)
+            num_samples += len(everyone)
             sums.index_add_(0, position[mine], everyone[mine])
             counts.index_add_(0, position[mine], torch.ones_like(counts[:1]).expand(int(mine.sum())))
         seen = counts > 0
-        means = normalize(sums, dim=1) if directions else sums / counts.clamp_min(1)[:, None]
+        means = sums / counts.clamp_min(1)[:, None]
+        if directions:
+            away = means - total / max(1, num_samples)
+            # A class alone is the middle of all.
+            means = normalize(torch.where(away.norm(dim=1, keepdim=True) > 1e-6, away, means), dim=1)
         means = means[:, None, :].expand(-1, depth, -1).clone()
         if depth > 1:
             offsets = normalize(random_rows(self.start, self.stop, (depth, dim), self._seed + 1), dim=2)

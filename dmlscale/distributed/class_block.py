@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from copy import copy
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from dmlscale.distributed import collectives
 from dmlscale.distributed.assignment import SoftAssignment
 from dmlscale.distributed.batch import LocalBatch
-from dmlscale.distributed.column_block import ColumnBlock
+from dmlscale.distributed.column_block import ColumnBlock, Part
 from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.gram import sum_of_centers
 from dmlscale.distributed.grid import Grid
@@ -58,18 +59,34 @@ class ClassBlock(ColumnBlock):
 
     def _hold(self, proxies: Tensor, class_ids: Tensor) -> None:
         """Takes proxies (c, K, d) of classes (c,) ascending as the columns."""
-        self._columns = Columns(proxies.flatten(0, 1), dtype=self._rows.dtype, unit=self._on_sphere)
-        self._grid = Grid.of(self._row_labels, class_ids, one_positive=True, depth=self._depth)
+        self._parts = (self._part(proxies, class_ids),)
         self.probe = self.probe + self._columns.handle
+
+    def _part(self, proxies: Tensor, class_ids: Tensor, log_weight: float = 0.0) -> Part:
+        columns = Columns(proxies.flatten(0, 1), dtype=self._rows.dtype, unit=self._on_sphere)
+        return Part(columns, self._grid_of(class_ids), log_weight)
+
+    def _grid_of(self, class_ids: Tensor) -> Grid:
+        return Grid.of(self._row_labels, class_ids, one_positive=True, depth=self._depth)
+
+    @property
+    def _columns(self) -> Columns:
+        return self._parts[0].columns
+
+    @property
+    def _class_ids(self) -> Tensor:
+        return self._parts[0].grid.column_labels
 
     def _own(self) -> Tensor:
         """Column of the rows ``[start, stop)``, whose classes this rank owns."""
-        return torch.searchsorted(self._grid.column_labels, self._row_labels[self._start : self._stop])
+        return torch.searchsorted(self._class_ids, self._row_labels[self._start : self._stop])
 
-    def _reduction(self, score: Score, kind: Kind, over: Axis, where: Where, num_row_vectors: int = 0) -> Reduction:
+    def _reduction(
+        self, grid: Grid, score: Score, kind: Kind, over: Axis, where: Where, num_row_vectors: int = 0
+    ) -> Reduction:
         if self._assignment is None and self._depth > 1:
             raise BlockError("several centers per class need soft_assigned() first")
-        return super()._reduction(score, kind, over, where, num_row_vectors)
+        return super()._reduction(grid, score, kind, over, where, num_row_vectors)
 
     def logsumexp(self, score: Score, *, over: Axis, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
         """See `SimilarityBlock.logsumexp`; with K > 1 centers only after `soft_assigned`."""
@@ -82,7 +99,7 @@ class ClassBlock(ColumnBlock):
     def _target_logsumexp(self, score: Score) -> Tensor:
         """Positives of a class block are one entry per row: no tile is needed."""
         values, own = self._target_scores(score), self._own()
-        num_local = len(self._grid.column_labels)
+        num_local = len(self._class_ids)
         highest = values.detach().new_full((num_local,), LOG_OF_NOTHING)
         highest = highest.scatter_reduce(0, own, values.detach(), "amax")
         total = values.new_zeros(num_local).index_add(0, own, (values - highest[own]).exp())
@@ -119,29 +136,29 @@ class ClassBlock(ColumnBlock):
     def count(self, *, over: Axis, where: Where) -> Tensor:
         """See `SimilarityBlock.count`; from labels alone."""
         if over == "rows":
-            positive = counts(self._grid.column_labels, self._row_labels)
+            positive = counts(self._class_ids, self._row_labels)
             number = positive if where == "positive" else len(self._rows) - positive
         else:
             number = torch.full_like(self._row_labels, 1 if where == "positive" else self.num_columns - 1)
         return number.to(self._rows.dtype)
 
-    def soft_assigned(self, temperature: float) -> ClassBlock:
+    def soft_assigned(self, temperature: float) -> Self:
         """See `SimilarityBlock.soft_assigned`."""
-        view: ClassBlock = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)
+        view = copy(self)
         view._assignment = SoftAssignment(self._depth, temperature)
         return view
 
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """See `SimilarityBlock.center_similarities`. Each class is whole on its rank: one scalar all-reduce."""
-        return collectives.sum_over_ranks(sum_of_centers(self._columns, self._depth, value, None), self._world)
+        return collectives.sum_over_ranks(sum_of_centers(self._columns, self._depth, value), self._world)
 
-    def class_sums(self) -> tuple[Tensor, Tensor]:
+    def class_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """See `SimilarityBlock.class_sums`. Every rank has all rows: no communication."""
-        sums = self._rows.new_zeros((self._where.stop - self._where.start, self._rows.shape[1]))
-        own = self._row_labels[self._start : self._stop] - self._where.start
-        sums.index_add_(0, own, self._rows.detach()[self._start : self._stop])
-        return sums, torch.bincount(own, minlength=len(sums)).to(sums.dtype)
+        mine = slice(self._start, self._stop)
+        present, place, counts = self._row_labels[mine].unique(return_inverse=True, return_counts=True)
+        sums = self._rows.new_zeros((len(present), self._rows.shape[1]))
+        sums.index_add_(0, place, self._rows.detach()[mine])
+        return present - self._where.start, sums, counts.to(sums.dtype)
 
     def between_centers(self) -> ClassBlock:
         """See `SimilarityBlock.between_centers`. One more block, on the same columns."""
@@ -149,6 +166,5 @@ class ClassBlock(ColumnBlock):
         centers = self._columns.take((present - self._where.start) * self._depth)
         view = object.__new__(ClassBlock)
         view._gather(LocalBatch(centers, present, present), self._where, self._depth, self._world, self._on_sphere)
-        view._columns = self._columns
-        view._grid = Grid.of(view._row_labels, self._grid.column_labels, one_positive=True, depth=self._depth)
+        view._parts = (Part(self._columns, view._grid_of(self._class_ids)),)
         return view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -14,10 +14,7 @@ from torch.autograd.function import once_differentiable
 from dmlscale.distributed import collectives
 from dmlscale.distributed.batch import LocalBatch
 from dmlscale.distributed.class_block import ClassBlock, ClassRange
-from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.gram import sum_of_centers
-from dmlscale.distributed.grid import Grid
-from dmlscale.distributed.tiles import reduce_tiles
 from dmlscale.distributed.world import World
 from dmlscale.losses.block import Axis, BlockError, Score, Where
 from dmlscale.losses.draws import Chance
@@ -91,32 +88,20 @@ class SampledClassBlock(ClassBlock):
         absent = drawn.nonzero()[:, 0] + where.start
         proxies: Tensor = _TakeRows.apply(weight, torch.cat([present, absent]) - where.start)
         self._hold(proxies[: len(present)], present)
-        self._absent = Columns(proxies[len(present) :].flatten(0, 1), dtype=self._rows.dtype, unit=on_sphere)
-        self._absent_grid = Grid.of(self._row_labels, absent, one_positive=True, depth=self._depth)
-        self.probe = self.probe + self._absent.handle
+        others = self._part(proxies[len(present) :], absent, math.log(sampling.weight))
+        self._parts = (*self._parts, others)
+        self.probe = self.probe + others.columns.handle
 
     def logsumexp(self, score: Score, *, over: Axis, where: Where, rows: tuple[Tensor, ...] = ()) -> Tensor:
-        """See `SimilarityBlock.logsumexp`; over columns only. One all-reduce of (B,) more than without sampling."""
+        """See `SimilarityBlock.logsumexp`; over columns only."""
         if over != "columns":
             self._refuse_part("a log-sum over rows for each class")
-        present = super().logsumexp(score, over=over, where=where, rows=rows)
-        if where == "positive":
-            return present
-        reduction = replace(self._reduction(score, "logsumexp", over, where, len(rows)), grid=self._absent_grid)
-        absent = reduce_tiles(reduction, self._rows, self._absent, *rows)
-        return torch.logaddexp(present, absent + math.log(self._sampling.weight))
+        return super().logsumexp(score, over=over, where=where, rows=rows)
 
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """See `SimilarityBlock.center_similarities`; drawn classes stand for the others."""
-        present = sum_of_centers(self._columns, self._depth, value, None)
-        absent = sum_of_centers(self._absent, self._depth, value, None)
+        present, absent = (sum_of_centers(part.columns, self._depth, value) for part in self._parts)
         return collectives.sum_over_ranks(present + self._sampling.weight * absent, self._world)
-
-    def soft_assigned(self, temperature: float) -> SampledClassBlock:
-        """See `SimilarityBlock.soft_assigned`."""
-        view = super().soft_assigned(temperature)
-        assert isinstance(view, SampledClassBlock)
-        return view
 
     def count(self, *, over: Axis, where: Where) -> Tensor:
         """See `SimilarityBlock.count`; over columns only."""
@@ -137,7 +122,7 @@ class SampledClassBlock(ClassBlock):
     def _best(self, *args: Any, **options: Any) -> Tensor:
         return self._refuse_part("an extreme over all classes")
 
-    def class_sums(self) -> tuple[Tensor, Tensor]:
+    def class_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """Refused."""
         return self._refuse_part("the sums of all classes")
 
@@ -162,4 +147,4 @@ class _TakeRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(index[None], gradients[0], ctx.shape), None
+        return torch.sparse_coo_tensor(index[None], gradients[0], ctx.shape, check_invariants=False), None

@@ -35,21 +35,25 @@ def distances_at(rows: Tensor, columns: Columns, index: Tensor) -> Tensor:
     return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)
 
 
-def add_gradient(rows: Tensor, columns: Columns, index: Tensor, gradient: Tensor, to_rows: Tensor) -> None:
+def add_gradient(
+    rows: Tensor, columns: Columns, index: Tensor, gradient: Tensor, to_rows: Tensor, to_columns: Tensor | None
+) -> None:
     """Adds d|x - y|^2 = 2 (x - y) per chosen entry to both ends.
 
     Args:
         rows: (r, d).
-        columns: of the block; their gradient goes to the shared buffer.
+        columns: of the block.
         index: (r, m) chosen columns.
         gradient: (r, m) by the squared distances.
         to_rows: (r, d) is added to.
+        to_columns: (c, d) is added to, if there is one.
     """
     for part in _slices(index, rows.shape[1]):
         towards = rows[part, None, :] - columns.at(index[part])  # (r', m, d)
         towards.mul_(2 * gradient[part].unsqueeze(2))
         to_rows[part] += towards.sum(1)
-        columns.gradient().index_add_(0, index[part].flatten(), towards.flatten(0, 1), alpha=-1)
+        if to_columns is not None:
+            to_columns.index_add_(0, index[part].flatten(), towards.flatten(0, 1), alpha=-1)
 
 
 def _slices(index: Tensor, dim: int) -> list[slice]:
@@ -72,5 +76,5 @@ class _SquaredDistances(torch.autograd.Function):
         to_rows = torch.zeros_like(rows)
         # Equal points have no direction to move in.
         gradient = gradients[0] * (squared > SMALLEST_SQUARED_DISTANCE)
-        add_gradient(rows, ctx.columns, index, gradient, to_rows)
+        add_gradient(rows, ctx.columns, index, gradient, to_rows, ctx.columns.gradient())
         return rows.new_zeros(()), None, to_rows, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from dmlscale.distributed.class_sampling import ClassSampling, SampledClassBlock
 from dmlscale.distributed.memory_bank import MemoryBank
 from dmlscale.distributed.memory_block import MemoryBlock
 from dmlscale.distributed.pair_block import PairBlock
-from dmlscale.distributed.support import check_labels, require_memory_support, require_sampling_support
+from dmlscale.distributed.support import check_batch, require_memory_support, require_sampling_support
 from dmlscale.distributed.unit import unit_rows
 from dmlscale.distributed.world import World
 from dmlscale.losses import LOSSES, Loss
@@ -48,8 +49,9 @@ class GlobalLoss(nn.Module):
         group: the process group; the default group if None.
         memory_size: samples of past batches, over all ranks, that a pair loss compares with (cross-batch memory).
         memory_start: steps before the memory is used; it is filled from the beginning.
-        class_sampling: look at a part of the classes at each step. The bank's gradient is then sparse: give it to an
-            optimizer for sparse gradients, which touches the state of these rows only (`torch.optim.SparseAdam`).
+        class_sampling: look at a part of the classes at each step; a number is the rate of `ClassSampling`. The bank's
+            gradient is then sparse: give it to an optimizer for sparse gradients, which touches the state of these
+            rows only (`torch.optim.SparseAdam`).
         **hyper_parameters: the loss's own, e.g. ``margin=0.1``; unknown ones are an error.
 
     Raises:
@@ -70,7 +72,7 @@ class GlobalLoss(nn.Module):
         group: dist.ProcessGroup | None = None,
         memory_size: int = 0,
         memory_start: int = 0,
-        class_sampling: ClassSampling | None = None,
+        class_sampling: ClassSampling | float | None = None,
         **hyper_parameters: Any,
     ) -> None:
         super().__init__()
@@ -81,7 +83,9 @@ class GlobalLoss(nn.Module):
         self.world = World.current(group)
         self.embedding_dim = embedding_dim
         self._averaged = data_parallel == "mean"
-        self._seed, self._steps = seed, 0
+        self._seed = seed
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.bank: ClassBank | None = None
         if self.loss.block == "classes":
             if num_classes is None:
@@ -89,6 +93,8 @@ class GlobalLoss(nn.Module):
             rows = self.loss.rows_per_class
             self.bank = ClassBank(num_classes, rows, embedding_dim, seed=seed, world=self.world)
             self.bank.weight.requires_grad_(self.loss.bank_has_gradient)
+        if isinstance(class_sampling, int | float):
+            class_sampling = ClassSampling(class_sampling)
         self.class_sampling = class_sampling
         if class_sampling is not None:
             require_sampling_support(name, self.loss)
@@ -110,7 +116,7 @@ class GlobalLoss(nn.Module):
             ids: (b,) int64 identities, unique in the global batch. Ties, random choices and the places in a memory
                 follow them; without, they follow the place in the batch, rank after rank.
             step: optimizer steps done before, for random choices and the start of a memory; None counts the calls
-                in training mode.
+                in training mode, which is part of the state_dict.
 
         Returns:
             () the same scalar on every rank.
@@ -118,10 +124,9 @@ class GlobalLoss(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or a label outside the bank.
         """
-        check_labels(
-            self.name, embeddings, labels, self.embedding_dim, None if self.bank is None else self.bank.num_classes
-        )
-        step = self._steps if step is None else step
+        num_classes = None if self.bank is None else self.bank.num_classes
+        check_batch(self.name, embeddings, labels, ids, self.embedding_dim, num_classes)
+        step = int(self.steps) if step is None else step
         with torch.autocast(embeddings.device.type, enabled=False):
             if torch.is_grad_enabled() and not embeddings.requires_grad:
                 # All ranks must take part in the backward collectives, also one without samples or trainable backbone.
@@ -137,7 +142,7 @@ class GlobalLoss(nn.Module):
             # Comparisons hide nan from miners and empty sums; the probe is zero, or nan if any embedding is not finite.
             value: Tensor = self.loss(block) + block.probe
         if self.training:
-            self._steps = step + 1
+            self.steps.fill_(step + 1)
             if isinstance(block, MemoryBlock) and self.memory is not None:
                 block.enter(self.memory)
             if isinstance(block, ClassBlock) and self.loss.steps_bank:
@@ -161,17 +166,21 @@ class GlobalLoss(nn.Module):
     @torch.no_grad()
     def _prepare_bank_step(self, block: ClassBlock) -> None:
         assert self.bank is not None
-        sums, counts = block.class_sums()
-        present = counts.nonzero()[:, 0]
-        rows = self.bank.weight[present, 0].to(sums.dtype)
-        self._bank_step = present, self.loss.bank_step(rows, sums[present], counts[present])
+        if self._bank_step is not None:
+            warnings.warn(
+                f"{self.name}: step_bank() was not called after the last batch, so its centers have not moved for it",
+                stacklevel=3,
+            )
+        place, sums, counts = block.class_sums()
+        rows = self.bank.weight[place, 0].to(sums.dtype)
+        self._bank_step = place, self.loss.bank_step(rows, sums, counts)
 
     @torch.no_grad()
     def step_bank(self) -> None:
         """Moves the bank by the loss's own rule for the last batch, if it has one; call it after the optimizer."""
         if self._bank_step is not None and self.bank is not None:
-            present, step = self._bank_step
-            self.bank.weight[present, 0] += step.to(self.bank.weight.dtype)
+            place, step = self._bank_step
+            self.bank.weight[place, 0] += step.to(self.bank.weight.dtype)
             self._bank_step = None
 
     @torch.no_grad()

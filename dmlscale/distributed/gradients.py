@@ -31,7 +31,7 @@ class TileReduction(torch.autograd.Function):
         ctx: Any, reduction: Reduction, columns: Columns, rows: Tensor, handle: Tensor, *vectors: Tensor
     ) -> tuple[Tensor, ...]:
         """See `tiles.reduce_tiles`."""
-        values = apply_reduction(reduction, Sides.of(rows, columns, vectors, on_sphere=reduction.on_sphere))
+        values = apply_reduction(reduction, Sides(rows, columns, vectors, on_sphere=reduction.on_sphere))
         ctx.setting = reduction, columns
         ctx.save_for_backward(rows, values[0], *vectors)
         ctx.mark_non_differentiable(*values[1:])
@@ -45,7 +45,7 @@ class TileReduction(torch.autograd.Function):
         reduction, columns = ctx.setting
         # A caller's autocast may span the backward pass; tiles are computed again as they were.
         with torch.autocast(gradients[0].device.type, enabled=False):
-            sides = Sides.of(rows, columns, tuple(vectors), on_sphere=reduction.on_sphere)
+            sides = Sides(rows, columns, tuple(vectors), on_sphere=reduction.on_sphere)
             to_rows, to_vectors = _gradient(reduction, sides, result, gradients[0])
         return None, None, to_rows, rows.new_zeros(()), *to_vectors
 
@@ -72,7 +72,7 @@ def _of_named_logsumexp(
     # exp(score - result) * g = exp(score - (result - log g)); nothing where g is zero.
     offset = result - gradient.abs().log()
     has_negative = bool((gradient < 0).any())
-    to_rows = torch.zeros_like(sides.rows)
+    to_rows, to_columns = torch.zeros_like(sides.rows), sides.columns.gradient()
     norms = Norms(sides)
     for cell in reduction.grid.cells(reduction.where):
         through_distance = score.through == "distance"
@@ -91,22 +91,24 @@ def _of_named_logsumexp(
             norms.add(cell, by_similarity)
         if reduction.assignment is not None:
             by_similarity = reduction.assignment.pull_back(raw, kept, by_similarity)
-        _fold(reduction, sides, cell, by_similarity, to_rows)
-    norms.finish(to_rows, sides.columns.gradient())
+        _fold(reduction, sides, cell, by_similarity, to_rows, to_columns)
+    norms.finish(to_rows, to_columns)
     return to_rows
 
 
-def _fold(reduction: Reduction, sides: Sides, cell: Cell, by_similarity: Tensor, to_rows: Tensor) -> None:
+def _fold(
+    reduction: Reduction, sides: Sides, cell: Cell, by_similarity: Tensor, to_rows: Tensor, to_columns: Tensor | None
+) -> None:
     """Adds a tile's gradient to both sides."""
     band, depth = slice(cell.top, cell.bottom), reduction.depth
     left, right = cell.left * depth, cell.right * depth
     to_rows[band].addmm_(by_similarity, sides.columns.strip(left, right, depth))
-    sides.columns.add_gradient(left, right, by_similarity, sides.rows[band], depth)
+    sides.columns.add_gradient(to_columns, left, right, by_similarity, sides.rows[band], depth)
 
 
 def _of_any(reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Autograd inside each tile; also by the extra vectors."""
-    to_rows = torch.zeros_like(sides.rows)
+    to_rows, to_columns = torch.zeros_like(sides.rows), sides.columns.gradient()
     to_vectors = tuple(torch.zeros_like(vector) for vector in sides.vectors)
     norms = Norms(sides)
     for cell in reduction.grid.cells(reduction.where):
@@ -116,12 +118,12 @@ def _of_any(reduction: Reduction, sides: Sides, result: Tensor, gradient: Tensor
             norms.add(cell, by_distance)
         if reduction.assignment is not None:
             by_similarity = reduction.assignment.pull_back(raw, similarity, by_similarity)
-        _fold(reduction, sides, cell, by_similarity, to_rows)
+        _fold(reduction, sides, cell, by_similarity, to_rows, to_columns)
         for n, part in enumerate(by_vectors):
             is_row = n < reduction.num_row_vectors
             span = slice(cell.top, cell.bottom) if is_row else slice(cell.left, cell.right)
             to_vectors[n][span] += part.flatten()
-    norms.finish(to_rows, sides.columns.gradient())
+    norms.finish(to_rows, to_columns)
     return to_rows, to_vectors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,51 +11,50 @@ from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed.columns import Columns
 
-ENTRIES_AT_A_TIME = 2**18  # of the K x K blocks
+ENTRIES_AT_A_TIME = 2**17  # of the K x K blocks
 Value = Callable[[Tensor], Tensor]
 
 
-def sum_of_centers(columns: Columns, depth: int, value: Value, weights: Tensor | None) -> Tensor:
-    """Sum over classes of ``weight * value((classes, K, K) dot products) -> (classes,)`` -> (); differentiable.
+def sum_of_centers(columns: Columns, depth: int, value: Value) -> Tensor:
+    """Sum over classes of ``value((classes, K, K) dot products) -> (classes,)`` -> (); differentiable.
 
     Args:
         columns: (c * K, d) centers.
         depth: K.
         value: of the dot products among each class's centers.
-        weights: (c,) or None for ones.
     """
-    result: Tensor = _SumOfCenters.apply(columns.handle, columns, depth, value, weights)
+    result: Tensor = _SumOfCenters.apply(columns.handle, columns, depth, value)
     return result
 
 
-def _parts(columns: Columns, depth: int, weights: Tensor | None) -> Any:
+def _parts(columns: Columns, depth: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of some classes, and their centers (classes, K, d)."""
     step = max(1, ENTRIES_AT_A_TIME // depth**2)
     for first in range(0, len(columns) // depth, step):
         rows = slice(first * depth, (first + step) * depth)
-        centers = columns.at(rows).unflatten(0, (-1, depth))  # (classes, K, d)
-        ones = centers.new_ones(len(centers))
-        yield rows, centers, ones if weights is None else weights[first : first + step]
+        yield rows, columns.at(rows).unflatten(0, (-1, depth))
 
 
 class _SumOfCenters(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, handle: Tensor, columns: Columns, depth: int, value: Value, weights: Tensor | None) -> Tensor:
-        ctx.setting = columns, depth, value, weights
+    def forward(ctx: Any, handle: Tensor, columns: Columns, depth: int, value: Value) -> Tensor:
+        ctx.setting = columns, depth, value
         total = handle.new_zeros(())
-        for _, centers, weight in _parts(columns, depth, weights):
-            total += value(centers @ centers.mT) @ weight
+        for _, centers in _parts(columns, depth):
+            total += value(centers @ centers.mT).sum()
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        columns, depth, value, weights = ctx.setting
+        columns, depth, value = ctx.setting
+        buffer = columns.gradient()
         # A caller's autocast may span the backward pass.
         with torch.autocast(gradients[0].device.type, enabled=False):
-            for rows, centers, weight in _parts(columns, depth, weights):
+            for rows, centers in _parts(columns, depth) if buffer is not None else ():
                 with torch.enable_grad():
                     gram = (centers @ centers.mT).requires_grad_()
-                    (by_gram,) = torch.autograd.grad(value(gram) @ weight, gram)
+                    (by_gram,) = torch.autograd.grad(value(gram).sum(), gram)
                 by_center = (by_gram + by_gram.mT) @ centers
-                columns.gradient()[rows] += by_center.flatten(0, 1) * gradients[0]
-        return gradients[0].new_zeros(()), None, None, None, None
+                buffer[rows] += by_center.flatten(0, 1) * gradients[0]
+        return gradients[0].new_zeros(()), None, None, None

@@ -62,6 +62,15 @@ def _distances(setting: HingeSums, sides: Sides, cell: Cell) -> Tensor:
     return setting.grid.blank(distance, cell, "negative", torch.inf) if cell.mixed else distance
 
 
+def _depths(setting: HingeSums, thresholds: Tensor) -> dict[int, int]:
+    """How many thresholds the rows of a band have at most, by its first row: a large class costs its own rows only."""
+    numbers = (thresholds > -torch.inf).sum(1)
+    return {
+        top: int(numbers[top : top + setting.grid.tile_rows].max())
+        for top in range(0, len(numbers), setting.grid.tile_rows)
+    }
+
+
 def _hinge(distance: Tensor, threshold: Tensor, above: Tensor | None, out: Tensor) -> Tensor:
     hinge = torch.sub(threshold[:, None], distance, out=out).clamp_min_(0)
     return hinge if above is None else hinge.mul_(distance > above[:, None])
@@ -78,12 +87,13 @@ class _Hinges(torch.autograd.Function):
         thresholds: Tensor,
         above: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        sides, scratch = Sides.of(rows, columns, on_sphere=setting.on_sphere), Scratch(rows)
+        sides, scratch = Sides(rows, columns, on_sphere=setting.on_sphere), Scratch(rows)
         sums, count = rows.new_zeros(len(rows)), rows.new_zeros(len(rows))
+        depths = _depths(setting, thresholds)
         for cell in setting.grid.cells("negative"):
             band = slice(cell.top, cell.bottom)
             distance = _distances(setting, sides, cell)
-            for j in range(thresholds.shape[1]):
+            for j in range(depths[cell.top]):
                 lower = None if above is None else above[band, j]
                 hinge = _hinge(distance, thresholds[band, j], lower, scratch.take(*distance.shape))
                 sums[band] += hinge.sum(1) if setting.power == 1 else hinge.square().sum(1)
@@ -107,14 +117,14 @@ class _Hinges(torch.autograd.Function):
 def _gradient(
     setting: HingeSums, rows: Tensor, columns: Columns, thresholds: Tensor, above: Tensor | None, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
-    sides, scratch, total = Sides.of(rows, columns, on_sphere=setting.on_sphere), Scratch(rows), Scratch(rows)
-    to_rows, to_thresholds = torch.zeros_like(rows), torch.zeros_like(thresholds)
-    norms = Norms(sides)
+    sides, scratch, total = Sides(rows, columns, on_sphere=setting.on_sphere), Scratch(rows), Scratch(rows)
+    to_rows, to_thresholds, to_columns = torch.zeros_like(rows), torch.zeros_like(thresholds), columns.gradient()
+    norms, depths = Norms(sides), _depths(setting, thresholds)
     for cell in setting.grid.cells("negative"):
         band = slice(cell.top, cell.bottom)
         distance = _distances(setting, sides, cell)
         by_distance = total.take(*distance.shape).zero_()
-        for j in range(thresholds.shape[1]):
+        for j in range(depths[cell.top]):
             lower = None if above is None else above[band, j]
             slope = _hinge(distance, thresholds[band, j], lower, scratch.take(*distance.shape))
             slope = slope.sign_() if setting.power == 1 else slope.mul_(2)
@@ -129,6 +139,6 @@ def _gradient(
             by_similarity.div_(torch.threshold_(distance, ZERO_DISTANCE, torch.inf))
         norms.add(cell, by_similarity)
         to_rows[band].addmm_(by_similarity, columns.strip(cell.left, cell.right))
-        columns.add_gradient(cell.left, cell.right, by_similarity, rows[band])
-    norms.finish(to_rows, columns.gradient())
+        columns.add_gradient(to_columns, cell.left, cell.right, by_similarity, rows[band])
+    norms.finish(to_rows, to_columns)
     return to_rows, to_thresholds.mul_(gradient[:, None])

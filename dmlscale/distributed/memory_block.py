@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmlscale.distributed import collectives
 from dmlscale.distributed.batch import LocalBatch
-from dmlscale.distributed.column_block import ColumnBlock
+from dmlscale.distributed.column_block import ColumnBlock, Part
 from dmlscale.distributed.columns import Columns
 from dmlscale.distributed.grid import Grid
 from dmlscale.distributed.hinges import HingeSums, hinge_sums
@@ -38,20 +38,25 @@ class MemoryBlock(ColumnBlock):
         self, batch: LocalBatch, memory: MemoryBank, world: World, *, on_sphere: bool, use_memory: bool = True
     ) -> None:
         super().__init__(batch, world, on_sphere=on_sphere)
+        self.num_columns = len(self._rows) + (memory.num_held if use_memory else 0)
+        dtype = batch.embeddings.dtype
+        order = batch.order()
+        present = Columns(batch.embeddings[order], dtype=dtype, unit=False)
+        own = torch.full_like(self._row_labels, -1)
+        own[self._places[order]] = torch.arange(len(order), device=order.device)
         past, past_labels = memory.held()
         if not use_memory:
             past, past_labels = past[:0], past_labels[:0]
-        self.num_columns = len(self._rows) + (memory.num_held if use_memory else 0)
-        labels = torch.cat([batch.labels, past_labels])
-        order = labels.argsort(stable=True)
-        columns = torch.cat([batch.embeddings, past.to(batch.embeddings.dtype)])[order]
-        self._columns = Columns(columns, dtype=columns.dtype, unit=False)
-        self.probe = self.probe + self._columns.handle
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        own = torch.full_like(self._row_labels, -1)
-        own[self._places] = place[: len(batch.labels)]
-        self._grid = Grid.of(self._row_labels, labels[order], own)
+        by_label = past_labels.argsort(stable=True)
+        self._parts = (
+            Part(present, Grid.of(self._row_labels, batch.labels[order], own)),
+            # In their order, but not copied. A sample is no column of the memory: none is its own.
+            Part(
+                Columns(past, dtype=dtype, unit=False, order=by_label),
+                Grid.of(self._row_labels, past_labels[by_label], torch.full_like(self._row_labels, -1)),
+            ),
+        )
+        self.probe = self.probe + present.handle
 
     def enter(self, memory: MemoryBank) -> None:
         """Puts the global batch into the memory."""
@@ -60,20 +65,23 @@ class MemoryBlock(ColumnBlock):
 
     def count(self, *, over: Axis, where: Where) -> Tensor:
         """See `SimilarityBlock.count`. Over columns one all-reduce of (B,)."""
-        grid = self._grid
-        assert grid.own_column is not None
         if over == "rows":
             self._refuse("count() over rows", "columns of the memory are no rows")
-        same = counts(self._row_labels, grid.column_labels)
-        number = same - (grid.own_column >= 0).long() if where == "positive" else len(grid.column_labels) - same
+        number = torch.zeros_like(self._row_labels)
+        for part in self._parts:
+            same, own = counts(self._row_labels, part.grid.column_labels), part.grid.own_column
+            assert own is not None
+            number += same - (own >= 0).long() if where == "positive" else len(part.columns) - same
         return collectives.sum_over_ranks(number.to(self._rows.dtype), self._world)
 
     def hinge_sums(
         self, thresholds: Tensor, *, squared: bool, power: Literal[1, 2] = 1, above: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `SimilarityBlock.hinge_sums`. One all-reduce of (B, 2)."""
-        setting = HingeSums(self._grid, self._on_sphere, squared, power)
         mine = collectives.used_by_parts(thresholds, self._world)
-        local = torch.stack(hinge_sums(setting, self._rows, self._columns, mine, above), 1)
-        sums, count = collectives.sum_over_ranks(local, self._world).unbind(1)
+        local = []
+        for part in self._parts:
+            setting = HingeSums(part.grid, self._on_sphere, squared, power)
+            local.append(torch.stack(hinge_sums(setting, self._rows, part.columns, mine, above), 1))
+        sums, count = collectives.sum_over_ranks(local[0] + local[1], self._world).unbind(1)
         return sums, count.detach()

@@ -109,7 +109,7 @@ class _Mined(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (rows,) = ctx.saved_tensors
         mining, columns = ctx.setting
-        to_rows = torch.zeros_like(rows)
+        to_rows, to_columns = torch.zeros_like(rows), columns.gradient()
         # A caller's autocast may span the backward pass; rows are mined again as they were.
         with torch.autocast(gradients[0].device.type, enabled=False):
             for top, bottom in _bands(len(rows), len(columns), rows.device):
@@ -118,12 +118,13 @@ class _Mined(torch.autograd.Function):
                 squared = [distances_at(band, columns, c) for c in chosen.columns]
                 by_entry = _entry_gradients(mining.value, squared, chosen.valid, gradients[0][top:bottom])
                 for index, gradient in zip(chosen.columns, by_entry, strict=True):
-                    add_gradient(band, columns, index, gradient, to_rows[top:bottom])
+                    add_gradient(band, columns, index, gradient, to_rows[top:bottom], to_columns)
         return rows.new_zeros(()), None, to_rows, None
 
 
 def _bands(num_rows: int, num_columns: int, device: torch.device) -> list[tuple[int, int]]:
-    height = max(1, min(512, entries_at_a_time(device) // max(1, num_columns)))
+    # A miner makes several matrices of a band's size.
+    height = max(1, min(512, entries_at_a_time(device) // 2 // max(1, num_columns)))
     return [(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
 
 

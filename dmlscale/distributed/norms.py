@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dmlscale.distributed.columns import ROWS_AT_A_TIME
 from dmlscale.distributed.grid import Cell
 from dmlscale.distributed.sides import Sides
 
@@ -16,20 +17,26 @@ class Norms:
 
     def __init__(self, sides: Sides) -> None:
         self._sides = sides
-        self._needed = sides.row_norms is not None
-        self._by_row = sides.rows.new_zeros(len(sides.rows) if self._needed else 0)
-        self._by_column = sides.rows.new_zeros(len(sides.columns) if self._needed else 0)
+        self._sums: tuple[Tensor, Tensor] | None = None  # by row, by column
 
     def add(self, cell: Cell, by_similarity: Tensor) -> None:
         """Counts a tile's gradient by similarities, as far as it came through distances."""
-        if self._needed:
-            self._by_row[cell.top : cell.bottom] += by_similarity.sum(1)
-            self._by_column[cell.left : cell.right] += by_similarity.sum(0)
+        if self._sides.on_sphere:
+            return
+        if self._sums is None:
+            rows = self._sides.rows
+            self._sums = rows.new_zeros(len(rows)), rows.new_zeros(len(self._sides.columns))
+        self._sums[0][cell.top : cell.bottom] += by_similarity.sum(1)
+        self._sums[1][cell.left : cell.right] += by_similarity.sum(0)
 
     def finish(self, to_rows: Tensor, to_columns: Tensor | None) -> None:
         """Adds what was counted to the gradients of both sides, or of the rows alone."""
-        if not self._needed:
+        if self._sums is None:
             return
-        to_rows.addcmul_(self._by_row[:, None], self._sides.rows, value=-1)
-        if to_columns is not None:
-            to_columns.addcmul_(self._by_column[:, None], self._sides.columns.raw, value=-1)
+        by_row, by_column = self._sums
+        to_rows.addcmul_(by_row[:, None], self._sides.rows, value=-1)
+        if to_columns is None:
+            return
+        for start in range(0, len(to_columns), ROWS_AT_A_TIME):
+            part = slice(start, start + ROWS_AT_A_TIME)
+            to_columns[part].addcmul_(by_column[part, None], self._sides.columns.at(part), value=-1)

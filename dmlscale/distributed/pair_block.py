@@ -7,6 +7,7 @@ combines them with each other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Literal
 
 import torch
@@ -132,11 +133,15 @@ class PairBlock(RefusingBlock):
 
     def positive_distances(self) -> tuple[Tensor, Tensor]:
         """See `SimilarityBlock.positive_distances`."""
+        if self._grid.own_column is None:
+            return super().positive_distances()
         columns, valid = positive_columns(self._grid, slice(0, len(self._rows)))
         return squared_distances(self._rows, self._columns, columns), valid
 
     def to_columns(self, vector: Tensor) -> Tensor:
         """See `SimilarityBlock.to_columns`."""
+        if self._grid.own_column is None:
+            return super().to_columns(vector)
         return collectives.gather_rows(vector, self._sizes, self._world)[self._column_order]
 
     def total(self, vector: Tensor, *, of: Axis) -> Tensor:
@@ -149,7 +154,8 @@ class PairBlock(RefusingBlock):
 
     def place_in_class(self) -> Tensor:
         """See `SimilarityBlock.place_in_class`; from labels and identities alone."""
-        assert self._grid.own_column is not None
+        if self._grid.own_column is None:
+            return super().place_in_class()
         return self._grid.own_column - self._grid.class_ranges[0]
 
     def one_pair_per_class(self) -> PairBlock:
@@ -157,8 +163,7 @@ class PairBlock(RefusingBlock):
         labels = self._grid.column_labels
         rows = (self.place_in_class() == 0) & (self.count(over="columns", where="positive") > 0)
         columns = torch.arange(len(labels), device=labels.device) - torch.searchsorted(labels, labels) == 1
-        view = object.__new__(PairBlock)
-        view.__dict__.update(self.__dict__)
+        view = copy(self)
         view._rows, view._row_ids, view._column_ids = self._rows[rows], self._row_ids[rows], self._column_ids[columns]
         view._columns = Columns(self._everyone[columns], dtype=self._rows.dtype, unit=False)
         view._grid = Grid.of(self._grid.row_labels[rows], labels[columns], one_positive=True)

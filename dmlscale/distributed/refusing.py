@@ -67,7 +67,7 @@ class RefusingBlock(SimilarityBlock):
         """Of several centers per class."""
         self._refuse("center_similarities()", _NO_CLASSES)
 
-    def class_sums(self) -> tuple[Tensor, Tensor]:
+    def class_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of a bank's classes."""
         self._refuse("class_sums()", _NO_CLASSES)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,40 +25,42 @@ class Scratch:
         return self._memory[: r * c].view(r, c)
 
 
-class Sides(NamedTuple):
-    """Rows (r, d), columns (c * K, d), and vectors along either side."""
+class Sides:
+    """Rows (r, d), columns (c * K, d), and vectors along either side.
 
-    rows: Tensor
-    columns: Columns
-    row_norms: Tensor | None  # (r,) squared lengths; None on the sphere
-    column_norms: Tensor | None  # (c,)
-    vectors: tuple[Tensor, ...]
-    scratch: Scratch
+    Args:
+        rows: of this rank.
+        columns: of this rank.
+        vectors: per row first, then per column.
+        on_sphere: rows and columns have length one.
+    """
 
-    @classmethod
-    def of(cls, rows: Tensor, columns: Columns, vectors: tuple[Tensor, ...] = (), *, on_sphere: bool) -> Sides:
-        """The sides with their squared lengths, where those matter."""
-        scratch = Scratch(rows)
-        if on_sphere:
-            return cls(rows, columns, None, None, vectors, scratch)
-        return cls(rows, columns, rows.square().sum(1), columns.squared_lengths(), vectors, scratch)
+    def __init__(self, rows: Tensor, columns: Columns, vectors: tuple[Tensor, ...] = (), *, on_sphere: bool) -> None:
+        self.rows, self.columns, self.vectors, self.on_sphere = rows, columns, vectors, on_sphere
+        self._scratch = Scratch(rows)
+
+    @cached_property
+    def _row_norms(self) -> Tensor:
+        return self.rows.square().sum(1)
 
     def similarity(self, cell: Cell, depth: int = 1) -> Tensor:
         """(r, K * c) dot products of a cell, in the scratch memory."""
         rows = self.rows[cell.top : cell.bottom]
         columns = self.columns.strip(cell.left * depth, cell.right * depth, depth)
-        return torch.mm(rows, columns.T, out=self.scratch.take(len(rows), len(columns)))
+        return torch.mm(rows, columns.T, out=self._scratch.take(len(rows), len(columns)))
 
     def squared_distance(self, cell: Cell, similarity: Tensor | None = None) -> Tensor:
         """(r, c) squared distances of a cell; in the scratch memory if its similarities are not given."""
         rows, columns = self.rows[cell.top : cell.bottom], self.columns.strip(cell.left, cell.right)
-        row_norms, column_norms = self.row_norms, self.column_norms
-        offset = rows.new_full((1,), 2.0) if column_norms is None else column_norms[None, cell.left : cell.right]
+        if self.on_sphere:
+            offset = rows.new_full((1,), 2.0)
+        else:
+            offset = self.columns.squared_lengths()[None, cell.left : cell.right]
         if similarity is None:
-            squared = self.scratch.take(len(rows), len(columns))
+            squared = self._scratch.take(len(rows), len(columns))
             torch.addmm(offset, rows, columns.T, alpha=-2, out=squared)
         else:
             squared = torch.add(offset, similarity, alpha=-2)
-        if row_norms is not None:
-            squared.add_(row_norms[cell.top : cell.bottom, None])
+        if not self.on_sphere:
+            squared.add_(self._row_norms[cell.top : cell.bottom, None])
         return squared.clamp_min_(SMALLEST_SQUARED_DISTANCE)

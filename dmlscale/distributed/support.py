@@ -16,13 +16,16 @@ from dmlscale.losses.block import BlockError
 from dmlscale.losses.draws import Chance
 
 
-def check_labels(name: str, embeddings: Tensor, labels: Tensor, embedding_dim: int, num_classes: int | None) -> None:
+def check_batch(
+    name: str, embeddings: Tensor, labels: Tensor, ids: Tensor | None, embedding_dim: int, num_classes: int | None
+) -> None:
     """Whether a batch fits.
 
     Args:
         name: of the loss.
         embeddings: (b, d).
         labels: (b,) int64.
+        ids: (b,) int64, or None.
         embedding_dim: d.
         num_classes: of the bank; None without one.
 
@@ -33,6 +36,8 @@ def check_labels(name: str, embeddings: Tensor, labels: Tensor, embedding_dim: i
         raise ValueError(f"embeddings must be (b, {embedding_dim}), got {tuple(embeddings.shape)}")
     if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be ({len(embeddings)},) int64, got {tuple(labels.shape)} {labels.dtype}")
+    if ids is not None and (ids.shape != labels.shape or ids.dtype != torch.int64):
+        raise ValueError(f"ids must be ({len(labels)},) int64, got {tuple(ids.shape)} {ids.dtype}")
     if num_classes is not None and len(labels):
         inside = ((labels >= 0) & (labels < num_classes)).all()
         message = f"{name}: a label is outside 0..{num_classes - 1}"

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dmlscale.launch.errors import LaunchError
 from dmlscale.losses import LOSSES
 from dmlscale.losses.catalogue import DIVISORS, HEADINGS, cells, entries, renewed
-from dmlscale.launch.errors import LaunchError
 
 
 def show_losses() -> None:

@@ -58,15 +58,22 @@ def check_cheap(config: Config) -> None:
 
 def _check_terms(config: Config) -> None:
     for n, term in enumerate(config.losses):
-        loss = LOSSES[term.name](**term.options)
-        try:
-            if term.memory_size:
-                require_memory_support(term.name, loss)
-            if term.class_sampling is not None:
-                require_sampling_support(term.name, loss)
-        except ValueError as error:
-            key = "memory_size" if term.memory_size else "class_sampling"
-            raise LaunchError(f"losses.{n}.{key}: {error}; leave the key out or choose another loss") from None
+        loss, where = LOSSES[term.name](**term.options), f"losses.{n}"
+        if term.memory_start and not term.memory_size:
+            raise LaunchError(f"{where}.memory_start={term.memory_start} has no effect without memory_size")
+        if loss.block == "pairs" and (term.bank_lr is not None or term.bank_weight_decay is not None):
+            raise LaunchError(f"{where}: {term.name} has no bank; leave out bank_lr and bank_weight_decay")
+        if term.class_sampling is not None and (term.bank_weight_decay or config.optim.bank_weight_decay):
+            raise LaunchError(f"{where}.class_sampling: banks with sampled classes have no weight decay; set it to 0")
+        for key, is_on, check in (
+            ("memory_size", term.memory_size > 0, require_memory_support),
+            ("class_sampling", term.class_sampling is not None, require_sampling_support),
+        ):
+            try:
+                if is_on:
+                    check(term.name, loss)
+            except ValueError as error:
+                raise LaunchError(f"{where}.{key}: {error}; leave the key out or choose another loss") from None
 
 
 def check_data(config: Config, index: Index) -> None:

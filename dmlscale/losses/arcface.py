@@ -55,8 +55,9 @@ class ArcFace(ClassLoss):
         return block.mean(softplus(others - block.target(self._target)), of="rows")
 
     def _target(self, tile: Tile) -> Tensor:
-        cosine = tile.similarity
-        sine = (1 - cosine.square()).clamp_min(SMALLEST_SQUARED_SINE).sqrt()
+        cosine, squared = tile.similarity, tile.squared_distance
+        # sin^2 = D^2 (1 - D^2 / 4): exact near zero, where 1 - cos^2 is rounding.
+        sine = (squared * (1 - squared / 4)).clamp_min(SMALLEST_SQUARED_SINE).sqrt()
         moved = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         beyond = cosine - self.margin * math.sin(self.margin)
         return self.scale * torch.where(cosine > -math.cos(self.margin), moved, beyond)

@@ -54,7 +54,10 @@ class Tile:
 
     @cached_property
     def squared_distance(self) -> Tensor:
-        """(r, c) squared Euclidean distance, never below `SMALLEST_SQUARED_DISTANCE`."""
+        """(r, c) squared Euclidean distance, never below `SMALLEST_SQUARED_DISTANCE`.
+
+        On the sphere every vector counts as one of length one, also the zero vector.
+        """
         return self._squared_distance()
 
     @cached_property
@@ -200,8 +203,12 @@ class SimilarityBlock(Protocol):
     def center_similarities(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """Sum over all classes of ``value((classes, K, K) cosines among a class's centers) -> (classes,)``."""
 
-    def class_sums(self) -> tuple[Tensor, Tensor]:
-        """Sum (c, d) and number (c,) of the samples of each class this rank owns, without gradient."""
+    def class_sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the classes in the batch that this rank owns, without gradient.
+
+        Returns:
+            (p,) their places among this rank's classes, (p, d) sum and (p,) number of their samples.
+        """
 
     def between_centers(self) -> SimilarityBlock:
         """The class block whose rows are the centers of the classes present in the batch."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, RowTile, Selection, SimilarityBlock
-from dmlscale.losses.facility_location import class_medoids, search_medoids
+from dmlscale.losses.facility_location import search_medoids
 from dmlscale.losses.hyper_parameters import require_not_negative
 
 
@@ -27,8 +27,8 @@ class Clustering(PairLoss):
         in the paper, so the loss grows with it. (The paper lets its margin factor decay over training; here it is
         constant. TensorFlow's refinement scores a medoid by its own cluster only, ours by the whole objective.)
 
-    Block: pairs (B, B). The search looks at the whole batch on every rank, O(C B^2) time and one B x B matrix of
-        memory: keep B below a few thousand. The gradient is that of two distances per sample.
+    Block: pairs (B, B). The search looks at the whole batch on every rank, O(C B^2) time and some
+        ten B x B matrices of memory: keep B below a few thousand. The gradient is that of two distances per sample.
 
     Args:
         margin: weight of 1 - NMI (the paper's gamma).
@@ -52,7 +52,6 @@ class Clustering(PairLoss):
         """The loss of the global batch -> ()."""
         embeddings, labels = block.everyone()
         found = search_medoids(embeddings, labels, margin=self.margin, refinements=self.refinements)
-        own = class_medoids(embeddings, labels)
 
         def nearest(tile: RowTile) -> Selection:
             squared = tile.squared_distance[:, found.medoids]
@@ -62,7 +61,7 @@ class Clustering(PairLoss):
             is_other = torch.ones_like(tile.squared_distance)
             tile.fill_class(is_other, 0.0)
             # Own class first: its medoid is the only medoid among columns of the row's class.
-            return _one_column(own[is_other[:, own].argmin(1)])
+            return _one_column(found.own_medoids[is_other[:, found.own_medoids].argmin(1)])
 
         if not len(labels):
             return block.total(block.count(over="columns", where="positive"), of="rows")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.losses import LOSSES, PairLoss
-from dmlscale.losses.block import SimilarityBlock, Tile
+from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, SimilarityBlock, Tile
 from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
 
 
@@ -72,9 +72,14 @@ class Contrastive(PairLoss):
         if self.average == "pairs":
             num_positive = num_negative = num_positive + num_negative
         elif self.average == "active":
-            num_positive = block.row_sums(lambda tile: (self._excess(tile) > 0).to(pull.dtype), where="positive")
+            num_positive = block.row_sums(self._is_active, where="positive")
             num_negative = active
         return _ratio(block, pull, num_positive) + _ratio(block, push, num_negative)
+
+    def _is_active(self, tile: Tile) -> Tensor:
+        # Equal points have a distance of just above zero, so that its root has a gradient.
+        apart = tile.squared_distance > SMALLEST_SQUARED_DISTANCE
+        return (apart & (tile.distance > self.positive_margin)).to(tile.similarity.dtype)
 
     def _excess(self, tile: Tile) -> Tensor:
         excess = (tile.distance - self.positive_margin).relu()

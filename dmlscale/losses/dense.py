@@ -6,6 +6,7 @@ For reading, for tests, and for a few hundred samples in a notebook; training us
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -168,8 +169,8 @@ class DenseBlock:
         return self._view(_similarity=(torch.softmax(each / temperature, -1) * each).sum(-1))
 
     def _view(self, **changed: Any) -> DenseBlock:
-        view = object.__new__(DenseBlock)
-        view.__dict__.update(self.__dict__ | changed)
+        view = copy(self)
+        view.__dict__.update(changed)
         return view
 
     def positive_distances(self) -> tuple[Tensor, Tensor]:
@@ -205,10 +206,11 @@ class DenseBlock:
         """See `SimilarityBlock.everyone`."""
         return self._columns.detach(), self._labels
 
-    def class_sums(self) -> tuple[Tensor, Tensor]:
+    def class_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """See `SimilarityBlock.class_sums`."""
         one_hot = self._positive.to(self._rows.dtype)
-        return one_hot.T @ self._rows.detach(), one_hot.sum(0)
+        present = self._positive.any(0).nonzero()[:, 0]
+        return present, (one_hot.T @ self._rows.detach())[present], one_hot.sum(0)[present]
 
     def between_centers(self) -> DenseBlock:
         """See `SimilarityBlock.between_centers`."""

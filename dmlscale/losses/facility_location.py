@@ -16,10 +16,17 @@ TIE = 1e-9
 
 
 class Found(NamedTuple):
-    """Medoids as positions of samples (S,), in the order they were found; NMI () of their clusters and the labels."""
+    """What the search found.
+
+    Args:
+        medoids: (S,) positions of samples, in the order they were found.
+        nmi: () of their clusters and the labels.
+        own_medoids: (C,) for each class, labels ascending, the sample nearest to all of its class in sum.
+    """
 
     medoids: Tensor
     nmi: Tensor
+    own_medoids: Tensor
 
 
 def search_medoids(embeddings: Tensor, labels: Tensor, *, margin: float, refinements: int) -> Found:
@@ -35,7 +42,7 @@ def search_medoids(embeddings: Tensor, labels: Tensor, *, margin: float, refinem
     objective with all samples assigned anew).
     """
     if not len(labels):
-        return Found(labels, embeddings.new_ones(()))
+        return Found(labels, embeddings.new_ones(()), labels)
     distances = _distances(embeddings)
     classes, y = labels.unique(return_inverse=True)
     search = _Search(distances, y, len(classes), margin)
@@ -54,19 +61,17 @@ def search_medoids(embeddings: Tensor, labels: Tensor, *, margin: float, refinem
         if not _refine(search, medoids):
             break
     nmi = search.nmi_of(distances[medoids].argmin(0)).to(embeddings.dtype)
-    return Found(torch.tensor(medoids, device=labels.device), nmi)
+    return Found(torch.tensor(medoids, device=labels.device), nmi, _class_medoids(distances, y, len(classes)))
 
 
-def class_medoids(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """For each class, labels ascending, the sample nearest to all of its class in sum -> (C,) positions."""
-    distances = _distances(embeddings)
-    classes, y = labels.unique(return_inverse=True)
-    within = distances.masked_fill_(labels[:, None] != labels[None, :], 0.0).sum(1)
-    least = within.new_full((len(classes),), torch.inf).scatter_reduce_(0, y, within, "amin")
+def _class_medoids(distances: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """The best medoid of each class (C,); overwrites the distances (B, B)."""
+    within = distances.masked_fill_(y[:, None] != y[None, :], 0.0).sum(1)
+    least = within.new_full((num_classes,), torch.inf).scatter_reduce_(0, y, within, "amin")
     place = torch.arange(len(y), device=y.device)
     candidate = torch.where(within <= least[y] + TIE, place, len(y))
-    medoids = torch.full_like(classes, len(y)).scatter_reduce_(0, y, candidate, "amin")
-    return medoids.clamp_max(max(0, len(y) - 1))  # any sample where nan hides the best
+    medoids = torch.full_like(y, len(y))[:num_classes].scatter_reduce_(0, y, candidate, "amin")
+    return medoids.clamp_max(len(y) - 1)  # any sample where nan hides the best
 
 
 def _distances(embeddings: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, threshold_
 
 from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SimilarityBlock, Tile, softplus
-from dmlscale.losses.hyper_parameters import require_positive
+from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import NamedScore, ScaledSimilarity
 
 
@@ -70,7 +70,7 @@ class MultiSimilarity(PairLoss):
         miner_margin: in units of cosine (the paper's epsilon); None keeps all pairs.
 
     Raises:
-        ValueError: a scale is not positive.
+        ValueError: a scale is not positive, or miner_margin is negative.
     """
 
     positive_scale: float = 2.0
@@ -85,6 +85,8 @@ class MultiSimilarity(PairLoss):
 
     def __post_init__(self) -> None:
         require_positive(self, "multi_similarity", "positive_scale", "negative_scale")
+        if self.miner_margin is not None:
+            require_not_negative(self, "multi_similarity", "miner_margin")
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""

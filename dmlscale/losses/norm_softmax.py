@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
+from dmlscale.losses.hyper_parameters import require_positive
 from dmlscale.losses.scores import ScaledSimilarity
 
 
@@ -34,8 +35,7 @@ class NormSoftmax(ClassLoss):
     paper: ClassVar[str] = "Zhai & Wu 2019, Classification is a Strong Baseline for Deep Metric Learning"
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"norm_softmax: scale must be positive, got {self.scale}")
+        require_positive(self, "norm_softmax", "scale")
 
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
+from dmlscale.losses.hyper_parameters import require_positive
 from dmlscale.losses.scores import ScaledSimilarity
 
 
@@ -42,8 +43,7 @@ class ProxyAnchor(ClassLoss):
     )
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"proxy_anchor: scale must be positive, got {self.scale}")
+        require_positive(self, "proxy_anchor", "scale")
         if not 0 <= self.margin <= 1:
             raise ValueError(f"proxy_anchor: margin is a cosine in [0, 1], got {self.margin}")
 

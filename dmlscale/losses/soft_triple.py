@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
+from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import ScaledSimilarity
 
 
@@ -51,12 +52,8 @@ class SoftTriple(ClassLoss):
     def __post_init__(self) -> None:
         if self.centers_per_class < 1:
             raise ValueError(f"soft_triple: centers_per_class must be at least 1, got {self.centers_per_class}")
-        for name in ("scale", "assignment_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"soft_triple: {name} must be positive, got {getattr(self, name)}")
-        for name in ("margin", "regularizer_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"soft_triple: {name} must not be negative, got {getattr(self, name)}")
+        require_positive(self, "soft_triple", "scale", "assignment_temperature")
+        require_not_negative(self, "soft_triple", "margin", "regularizer_weight")
 
     @property
     def rows_per_class(self) -> int:

@@ -52,7 +52,8 @@ def backward_in_two_passes(
         add_exactly(model, _second_pass(forward, parts, upstream), world)
         return loss, terms
     flat = [part for group in embeddings for part in group]
-    leaf = torch.cat(flat).float().requires_grad_()
+    leaf = torch.cat(flat)
+    leaf = (leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf).requires_grad_()
     loss, terms = loss_of(leaf)
     loss.backward()
     assert leaf.grad is not None

@@ -40,11 +40,13 @@ class Optimizers:
         part = next(part for part in self.parts if any(parameter is p for g in part.param_groups for p in g["params"]))
         state = part.state[parameter]
         if not state and isinstance(part, AdamW | SparseAdam):
-            state["step"] = torch.zeros((), device=parameter.device)
+            # SparseAdam counts in Python, where a step is exact; a checkpoint holds tensors.
+            precision = torch.float64 if isinstance(part, SparseAdam) else torch.float32
+            state["step"] = torch.zeros((), device=parameter.device, dtype=precision)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         elif not state and part.param_groups[0]["momentum"]:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         if isinstance(state.get("step"), int | float):
-            state["step"] = torch.tensor(float(state["step"]))  # SparseAdam counts in Python, a checkpoint in tensors
+            state["step"] = torch.tensor(float(state["step"]), device=parameter.device, dtype=torch.float64)
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}

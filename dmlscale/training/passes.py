@@ -38,6 +38,8 @@ def parts_of(
     cut = []
     for (number, size), piece in zip(groups.items(), images.split([*groups.values()]), strict=True):
         chunks = piece.split(size if micro_batch is None else micro_batch) if size else (piece,)
+        # Copied where a batch is cut: how a product is rounded may depend on where in memory its operand begins.
+        chunks = chunks if len(groups) == len(chunks) == 1 else tuple(chunk.clone() for chunk in chunks)
         cut.append([Part(chunk, (*seed, number, n) if n else (*seed, number)) for n, chunk in enumerate(chunks)])
     return cut
 

@@ -55,10 +55,31 @@ def class_means(world: World, rows_per_class: int) -> Tensor:
 def test_class_means(gloo_pool: GlooPool, num_ranks: int) -> None:
     weight = torch.cat(gloo_pool.run(num_ranks, class_means, 1))[:, 0]
     embeddings, labels = data()
+    unit = normalize(embeddings, dim=1)
     for c in range(NUM_CLASSES - 1):
-        mean = normalize(normalize(embeddings, dim=1)[labels == c].sum(0), dim=0)
-        torch.testing.assert_close(weight[c], mean)
+        # Rank 0 of several brings rank 1's samples, so everything counts once.
+        torch.testing.assert_close(weight[c], normalize(unit[labels == c].mean(0) - unit.mean(0), dim=0))
     assert torch.equal(weight[-1], rows_of(World(), 1)[-1, 0])
+
+
+def plain_means(world: World, only_class: bool) -> Tensor:
+    embeddings, labels = data()
+    bank = ClassBank(NUM_CLASSES, 1, DIM, seed=3, world=world)
+    mine = slice(*world.share(37))
+    bank.start_at_class_means([(embeddings[mine], labels[mine] * (not only_class))], directions=only_class)
+    return bank.weight.detach()
+
+
+def test_points_start_at_plain_means(gloo_pool: GlooPool) -> None:
+    weight = torch.cat(gloo_pool.run(2, plain_means, False))[:, 0]
+    embeddings, labels = data()
+    torch.testing.assert_close(weight[3], embeddings[labels == 3].mean(0))
+
+
+def test_a_class_alone_has_its_own_direction(gloo_pool: GlooPool) -> None:
+    weight = torch.cat(gloo_pool.run(2, plain_means, True))[:, 0]
+    unit = normalize(data()[0], dim=1)
+    torch.testing.assert_close(weight[0], normalize(unit.mean(0), dim=0))
 
 
 def test_centers_of_a_class_start_apart_around_its_mean(gloo_pool: GlooPool) -> None:

@@ -47,6 +47,31 @@ def test_wrong_batches_are_named(embeddings: Tensor, labels: Tensor, message: st
         loss(embeddings, labels)
 
 
+@pytest.mark.parametrize("ids", [torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0])])
+def test_wrong_ids_are_named(ids: Tensor) -> None:
+    loss = dmlscale.GlobalLoss("triplet", embedding_dim=4)
+    with pytest.raises(ValueError, match=r"ids must be \(2,\) int64"):
+        loss(torch.zeros(2, 4), torch.tensor([0, 1]), ids=ids)
+
+
+def test_calls_are_counted_in_the_state() -> None:
+    loss = dmlscale.GlobalLoss("triplet", embedding_dim=4, mining="random")
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    first, second = loss(x, y).item(), loss(x, y).item()
+    again = dmlscale.GlobalLoss("triplet", embedding_dim=4, mining="random")
+    again.load_state_dict({"steps": torch.tensor(1)})
+    assert again(x, y).item() == second != first
+    with pytest.raises(ValueError, match="rate must be in"):
+        dmlscale.GlobalLoss("cosface", num_classes=4, embedding_dim=4, class_sampling=0.0)
+
+
+def test_centers_that_were_not_moved_are_told() -> None:
+    loss = dmlscale.GlobalLoss("center", num_classes=2, embedding_dim=4)
+    loss(torch.randn(4, 4), torch.arange(4) % 2)
+    with pytest.warns(UserWarning, match=r"step_bank\(\) was not called"):
+        loss(torch.randn(4, 4), torch.arange(4) % 2)
+
+
 def test_pair_losses_have_no_bank() -> None:
     loss = dmlscale.GlobalLoss("triplet", embedding_dim=4)
     assert not list(loss.parameters())

@@ -1,5 +1,5 @@
-"""Losses with a memory, with sampled classes, with random miners and with banks that move by themselves: one curve at any
-number of workers, also when a run is stopped and goes on at another."""
+"""Losses with a memory, with sampled classes, with random miners and with banks that move by themselves: one curve at
+any number of workers, also when a run is stopped and goes on at another."""
 
 from __future__ import annotations
 

@@ -18,6 +18,10 @@ from dmlscale.launch.preflight import check_cheap
         ("{name: proxy_anchor, class_sampling: 0.1}", r"losses\.0\.class_sampling: proxy_anchor cannot sample"),
         ("{name: center, class_sampling: 0.1}", "center cannot sample"),
         ("{name: circle, class_sampling: 0.1}", "for class losses"),
+        ("{name: circle, memory_size: 64, class_sampling: 0.1}", r"losses\.0\.class_sampling: circle"),
+        ("{name: circle, memory_start: 64}", r"losses\.0\.memory_start=64 has no effect"),
+        ("{name: circle, bank_lr: 1e-2}", "circle has no bank"),
+        ("{name: cosface, class_sampling: 0.1, bank_weight_decay: 0.1}", "no weight decay"),
     ],
 )
 def test_losses_that_cannot_are_named(losses: str, message: str) -> None:

@@ -1,7 +1,7 @@
 """Which losses the contract test runs, with which hyper-parameters and oracles.
 
-A new loss brings its cases in its own test file: `CASES = [Case(...)]` in tests/losses/test_<name>.py. A registered loss
-without a case, here or there, fails the contract test.
+A new loss brings its cases in its own test file: `CASES = [Case(...)]` in tests/losses/test_<name>.py. A registered
+loss without a case, here or there, fails the contract test.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from tests.distributed.pool import GlooPool
 from tests.losses.cases import SEED, Case, all_cases
 
 CASES = all_cases()
+# Some tests look at a loss twice without a step between.
+pytestmark = pytest.mark.filterwarnings(r"ignore:center. step_bank\(\) was not called")
 DIM, NUM_CLASSES = 5, 7  # 7 divides by none of 2, 3, 4
 LAYOUTS = {  # local batch sizes of the ranks
     1: {"whole": [23]},
@@ -188,7 +190,9 @@ def test_order_of_samples_does_not_matter(case: Case) -> None:
     close(loss(x, y), loss(x[order], y[order]))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if LOSSES[case.loss].block == "pairs" and not case.drawn], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if LOSSES[case.loss].block == "pairs" and not case.drawn], ids=str
+)
 def test_names_of_labels_do_not_matter(case: Case) -> None:
     x, y = batch([0, 1, 2, 0, 1, 2, 3, 3, 4, 0])
     loss = loss_of(case)

@@ -14,7 +14,6 @@ from tests.losses.oracles.classes import (
     soft_triple,
     softmax,
 )
-from tests.losses.oracles.measures import Oracle
 from tests.losses.oracles.draws import triplet_distance_weighted, triplet_random
 from tests.losses.oracles.facilities import (
     clustering,
@@ -23,6 +22,7 @@ from tests.losses.oracles.facilities import (
     clustering_score,
     normalized_mutual_information,
 )
+from tests.losses.oracles.measures import Oracle
 from tests.losses.oracles.pairs import (
     circle,
     contrastive,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from dmlscale.losses.block import SimilarityBlock
 
 
-class Loss:
+class Loss(ABC):
     """A frozen dataclass of hyper-parameters that maps a block to one global scalar.
 
     The fields are the loss's config schema, its command-line keys and its logged parameters. Subclasses are
@@ -50,9 +52,9 @@ class Loss:
         """Whether the loss has a gradient by the bank."""
         return True
 
+    @abstractmethod
     def __call__(self, block: SimilarityBlock) -> Tensor:
         """The loss of the global batch -> ()."""
-        raise NotImplementedError
 
     def metrics(self, block: SimilarityBlock) -> Mapping[str, Tensor]:
         """What is worth a chart beside the loss, from the bank alone: the block has no samples."""
@@ -69,7 +71,7 @@ class Loss:
         Returns:
             (c, d) what is added to the rows after the optimizer's step.
         """
-        raise NotImplementedError
+        return torch.zeros_like(rows)
 
 
 class PairLoss(Loss):

@@ -7,6 +7,7 @@ its own keeps it in its file (circle.py, multi_similarity.py).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -18,7 +19,7 @@ from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, Tile
 ZERO_DISTANCE = 1.0001 * SMALLEST_SQUARED_DISTANCE**0.5
 
 
-class NamedScore:
+class NamedScore(ABC):
     """A score with a derivative of its own.
 
     Attributes:
@@ -42,13 +43,13 @@ class NamedScore:
         """A factor for the rows, and the score that is left when they carry it: saves a sweep over every tile."""
         return 1.0, self
 
+    @abstractmethod
     def __call__(self, tile: Tile) -> Tensor:
         """The scores of a tile -> (r, c)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def minus(self, tile: Tile, offset: Tensor | float) -> Tensor:
         """``score - offset`` -> (r, c), in as few sweeps over the tile as possible; may overwrite its similarity."""
-        raise NotImplementedError
 
     def pull_back_(self, tile: Tile, gradient: Tensor) -> Tensor:
         """Turns the gradient by the score into that by the similarity, in place; the tile is used up."""

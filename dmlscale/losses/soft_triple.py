@@ -24,6 +24,8 @@ class SoftTriple(ClassLoss):
         ``mean_i CE(scale (S_i - margin onehot(y_i)), y_i)
         + regularizer_weight sum_c sum_{s<t} sqrt(2 + 1e-5 - 2 w_cs w_ct) / (C K (K - 1))``.
 
+        (pytorch-metric-learning's regulariser has no 1e-5 under the root; the losses differ by 1e-6.)
+
     Block: classes (B, C) with K centers per class; samples and centers are divided by their length.
         The regulariser is C blocks of K x K, never the (CK, CK) matrix of the reference code.
 

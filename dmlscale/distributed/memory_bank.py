@@ -55,11 +55,15 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def enter(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Takes the whole global batch (B, d), (B,), the same on every rank, in the order of identities."""
+        """Takes the whole global batch (B, d), (B,), the same on every rank, in the order of identities.
+
+        Into new tensors: the backward pass of a step reads the memory again, as it was in the forward pass.
+        """
         newest = slice(max(0, len(labels) - self.size), len(labels))
         place = torch.arange(len(labels), device=labels.device)[newest]
         slot = (int(self.entered) + place) % self.size
         mine = (slot >= self.start) & (slot < self.stop)
-        self.embeddings[slot[mine] - self.start] = embeddings[newest][mine].to(self.embeddings.dtype)
-        self.labels[slot[mine] - self.start] = labels[newest][mine]
+        here = slot[mine] - self.start
+        self.embeddings = self.embeddings.index_copy(0, here, embeddings[newest][mine].to(self.embeddings.dtype))
+        self.labels = self.labels.index_copy(0, here, labels[newest][mine])
         self.entered += len(labels)

@@ -91,7 +91,8 @@ def _head(rows: Sequence[Row], results: Path, steps: int) -> str:
     return f"""# All losses on the glyphs, the same budget each
 
 {found[0] if found else ""}, {where}; {total:.0f} CPU minutes of training.
-Made by `python -m benchmarks.study --steps {steps} --only` the configs below; every run is a line of [{results.name}]({results.name}).
+Made by `python -m benchmarks.study --steps {steps} --only` the configs below; every run is a line of
+[{results.name}]({results.name}).
 
 Zero-shot: trained on 1,103 characters, retrieval among all pictures of 1,075 others. {steps} steps of 160 samples, the
 same network, kind of optimizer and augmentation for all, no choice of checkpoints. Mean ± standard deviation over seeds

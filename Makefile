@@ -3,6 +3,7 @@
 # make check        lint, types, import contracts, spelling
 # make test-slow    the longer tests
 # make docs         renew the tables of docs/losses.md
+# make study        all losses on the glyphs, three seeds, two runs at a time: an hour and more
 # make benchmark    losses beside pytorch-metric-learning and beside the bare matrix products
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Workers and test ranks set their own number of threads; more than one per rank only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow check format benchmark docs clean
+.PHONY: quickstart test test-slow check format benchmark study docs clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/dmlscale train configs/quickstart.yaml
@@ -34,6 +35,9 @@ format: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.losses
+
+study: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.study --jobs 2
 
 docs: $(VENV)/.dev
 	$(BIN)/dmlscale losses --renew docs/losses.md

@@ -72,6 +72,8 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], module: nn.Module, size: Siz
         module.zero_grad()
         value = loss(x, y)
         value.backward()
+        if isinstance(module, dmlscale.GlobalLoss):
+            module.step_bank()
         return value.item()
 
     return step
@@ -101,9 +103,9 @@ def reference(size: Size) -> Step:
 
 
 def bank_megabytes(size: Size) -> float:
-    """The gradient of the bank, which every implementation must hold."""
+    """The gradient of the bank, which every implementation must hold, if the loss has one."""
     bank = _our_loss(size).bank
-    return 0.0 if bank is None else bank.weight.numel() * 4 / 2**20
+    return 0.0 if bank is None or not bank.weight.requires_grad else bank.weight.numel() * 4 / 2**20
 
 
 def floor(size: Size) -> Step:

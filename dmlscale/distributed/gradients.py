@@ -18,7 +18,7 @@ from dmlscale.distributed.grid import Cell
 from dmlscale.distributed.mirrored import mirrored_gradient
 from dmlscale.distributed.norms import Norms
 from dmlscale.distributed.sides import Sides
-from dmlscale.distributed.tiles import Reduction, apply_reduction, distance_tile, make_tile, similarities
+from dmlscale.distributed.tiles import Reduction, apply_reduction, distance_tile, exp_flushed_, make_tile, similarities
 from dmlscale.losses.block import LOG_OF_NOTHING, SMALLEST_SQUARED_DISTANCE, Tile
 from dmlscale.losses.scores import NamedScore, named
 
@@ -81,7 +81,8 @@ def _of_named_logsumexp(
         part = slice(cell.top, cell.bottom) if by_row else slice(cell.left, cell.right)
         # Pulling back through the assignment needs the similarities, which `minus` may overwrite.
         kept = similarity.clone() if reduction.assignment else similarity
-        weights = score.minus(tile, offset[part].unsqueeze(int(by_row))).exp_()
+        weights = score.minus(tile, offset[part].unsqueeze(int(by_row)))
+        weights = exp_flushed_(weights) if reduction.shift is None else weights.exp_()
         if cell.mixed:
             reduction.grid.blank(weights, cell, reduction.where, 0.0)
         if has_negative:

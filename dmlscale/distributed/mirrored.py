@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmlscale.distributed.norms import Norms
 from dmlscale.distributed.sides import Scratch, Sides
-from dmlscale.distributed.tiles import SAFE_HALF_RANGE, Reduction, distance_tile, make_tile
+from dmlscale.distributed.tiles import SAFE_HALF_RANGE, Reduction, distance_tile, exp_flushed_, make_tile
 from dmlscale.losses.scores import NamedScore
 
 
@@ -92,5 +92,5 @@ class _SplitWeights:
         return 0.0
 
     def __call__(self, score: Tensor, band: slice, span: slice) -> Tensor:
-        by_column = (score - self._column[0][None, span]).exp_().mul_(self._column[1][None, span])
-        return score.sub_(self._row[0][band, None]).exp_().mul_(self._row[1][band, None]).add_(by_column)
+        by_column = exp_flushed_(score - self._column[0][None, span]).mul_(self._column[1][None, span])
+        return exp_flushed_(score.sub_(self._row[0][band, None])).mul_(self._row[1][band, None]).add_(by_column)

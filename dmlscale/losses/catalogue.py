@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,9 @@ def entries() -> list[Entry]:
 
 
 def _entry(name: str, cls: type[Loss]) -> Entry:
-    fields = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return Entry(name, cls.block, cls.paper, fields, cls.sharded, cls.divided_by)
+    # A dataclass's constructor has its fields as parameters.
+    options = {option.name: option.default for option in inspect.signature(cls).parameters.values()}
+    return Entry(name, cls.block, cls.paper, options, cls.sharded, cls.divided_by)
 
 
 def cells(entry: Entry) -> tuple[str, str, str, str, str]:

@@ -85,8 +85,8 @@ ROWS = [
     _classes("proxy_anchor", "proxy_anchor", bound=OF_SIMILARITY),
     _classes("circle_proxy", bound=OF_SIMILARITY),
     # Ten centers a class: C=1,000 has as many columns as C=10,000 elsewhere.
-    _classes("soft_triple", "soft_triple", classes=1000, options={"regularizer_weight": 0.0}),
-    _classes("soft_triple", classes=1000),
+    _classes("soft_triple", "soft_triple", bound=OF_SIMILARITY, classes=1000, options={"regularizer_weight": 0.0}),
+    _classes("soft_triple", bound=OF_SIMILARITY, classes=1000),
     _classes("center"),
     _classes("triplet_center"),
 ]

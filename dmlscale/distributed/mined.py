@@ -65,6 +65,13 @@ class Band:
         """See `RowTile.fill_class`."""
         matrix.scatter_(1, self._class_columns, value)
 
+    def negative_at(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowTile.negative_at`; a class is one range of columns, so this is arithmetic."""
+        start, stop = (edge[self._band, None] for edge in self._mining.grid.class_ranges)
+        number = self.squared_distance.shape[1] - (stop - start)
+        place = (fraction * number).long().clamp_max(number - 1).clamp_min(0)
+        return torch.where(number > 0, place + (place >= start) * (stop - start), start), number > 0
+
     def draws(self) -> Tensor:
         """See `RowTile.draws`."""
         m = self._mining
@@ -124,7 +131,7 @@ class _Mined(torch.autograd.Function):
 
 def _bands(num_rows: int, num_columns: int, device: torch.device) -> list[tuple[int, int]]:
     # A miner makes several matrices of a band's size.
-    height = max(1, min(512, entries_at_a_time(device) // 2 // max(1, num_columns)))
+    height = max(1, min(512, entries_at_a_time(device) // 4 // max(1, num_columns)))
     return [(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
 
 

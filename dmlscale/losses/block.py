@@ -99,6 +99,9 @@ class RowTile(Protocol):
     def fill_class(self, matrix: Tensor, value: float) -> None:
         """Overwrites, in place, the entries of ``matrix`` (r, c) whose column has the row's class."""
 
+    def negative_at(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        """The negative column that lies at each fraction in [0, 1) of the row's negatives -> (r, m), (r, 1) if any."""
+
     def draws(self) -> Tensor:
         """A random number in [0, 1) for each (row, positive) -> (r, m); of seed, step and the two samples alone."""
 

@@ -242,5 +242,11 @@ class _WholeRows:
     def fill_class(self, matrix: Tensor, value: float) -> None:
         matrix.masked_fill_(self._same_class, value)
 
+    def negative_at(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        number = (~self._same_class).sum(1, keepdim=True)
+        order = self._same_class.int().sort(dim=1, stable=True).indices  # negatives first
+        place = (fraction * number).long().clamp_max(number - 1).clamp_min(0)
+        return order.gather(1, place), number > 0
+
     def draws(self) -> Tensor:
         return self.chance(self.positive_columns)

@@ -72,9 +72,9 @@ def random_negative(tile: RowTile) -> Selection:
     Returns:
         Selection with roles (positive, negative), one entry per positive of the row.
     """
-    weight = torch.ones_like(tile.squared_distance)
-    tile.fill_class(weight, 0.0)
-    return _drawn(tile, weight)
+    positives, valid = tile.positive_columns, tile.positive_valid
+    negatives, has_negative = tile.negative_at(tile.draws())
+    return Selection((positives, negatives), valid & has_negative)
 
 
 def _drawn(tile: RowTile, weight: Tensor) -> Selection:

@@ -100,15 +100,14 @@ class _Mined(torch.autograd.Function):
         ctx.setting = mining, columns
         ctx.save_for_backward(rows)
         # A selection no larger than the embeddings is kept; a larger one is mined again in the backward pass.
-        ctx.kept = {}
+        ctx.kept = kept = _Kept(mining, rows)
         sums = rows.new_zeros(len(rows))
         for top, bottom in _bands(len(rows), len(columns), rows.device):
             band = rows[top:bottom]
             chosen = mining.select(Band(mining, band, columns, top))
             squared = [distances_at(band, columns, c) for c in chosen.columns]
             sums[top:bottom] = mining.value(*squared).masked_fill(~chosen.valid, 0.0).sum(1)
-            if len(chosen.columns) * chosen.valid.shape[1] <= rows.shape[1]:
-                ctx.kept[top] = chosen
+            kept.put(top, bottom, chosen)
         return sums
 
     @staticmethod
@@ -121,12 +120,40 @@ class _Mined(torch.autograd.Function):
         with torch.autocast(gradients[0].device.type, enabled=False):
             for top, bottom in _bands(len(rows), len(columns), rows.device):
                 band = rows[top:bottom]
-                chosen = ctx.kept.get(top) or mining.select(Band(mining, band, columns, top))
+                chosen = ctx.kept.get(top, bottom) or mining.select(Band(mining, band, columns, top))
                 squared = [distances_at(band, columns, c) for c in chosen.columns]
                 by_entry = _entry_gradients(mining.value, squared, chosen.valid, gradients[0][top:bottom])
                 for index, gradient in zip(chosen.columns, by_entry, strict=True):
                     add_gradient(band, columns, index, gradient, to_rows[top:bottom], to_columns)
         return rows.new_zeros(()), None, to_rows, None
+
+
+class _Kept:
+    """Selections of all bands, in memory taken at once: pieces that outlive their band would hold its pages."""
+
+    def __init__(self, mining: Mining, rows: Tensor) -> None:
+        start, stop = mining.grid.class_ranges
+        self._width = int((stop - start).max()) if len(rows) else 0
+        size = (len(rows), min(2, rows.shape[1] // max(1, self._width)), self._width)
+        self._columns = torch.zeros(size, dtype=torch.int64, device=rows.device)
+        self._valid = torch.zeros((len(rows), self._width), dtype=torch.bool, device=rows.device)
+        self._shapes: dict[int, tuple[int, int]] = {}
+
+    def put(self, top: int, bottom: int, chosen: Selection) -> None:
+        roles, width = len(chosen.columns), chosen.valid.shape[1]
+        if roles > self._columns.shape[1] or width > self._width:
+            return
+        for n, columns in enumerate(chosen.columns):
+            self._columns[top:bottom, n, :width] = columns
+        self._valid[top:bottom, :width] = chosen.valid
+        self._shapes[top] = roles, width
+
+    def get(self, top: int, bottom: int) -> Selection | None:
+        if top not in self._shapes:
+            return None
+        roles, width = self._shapes[top]
+        columns = tuple(self._columns[top:bottom, n, :width] for n in range(roles))
+        return Selection(columns, self._valid[top:bottom, :width])
 
 
 def _bands(num_rows: int, num_columns: int, device: torch.device) -> list[tuple[int, int]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dmlscale.data.hashing import mix
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -24,16 +26,8 @@ def uniform_draws(ids: NDArray[np.int64], num_draws: int, *, seed: int, epoch: i
     Returns:
         (b, num_draws) float64.
     """
-    run = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
-    samples = _mix(run ^ ids.astype(np.uint64))
+    run = mix(mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    samples = mix(run ^ ids.astype(np.uint64))
     draws = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
-    bits = _mix(samples[:, None] + draws)
+    bits = mix(samples[:, None] + draws)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: every output bit depends on every input bit."""
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.plan import EpochPlan
+from dmlscale.data.plan import ListedPlan
 
 MinedSampling = Literal["hard_triplets", "hard_neighbors"]
 IntArray = NDArray[np.int64]
-_HALVES, _ANCHORS, _UNITS = 1, 2, 3  # what a generator is for; keeps it apart from plan_epoch's
+_HALVES, _ANCHORS, _UNITS = 1, 2, 3  # what a generator is for; keeps them apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class MinedOptions:
         return self.batch_size // self.unit_size
 
 
-def check_mined_plan(labels: IntArray, options: MinedOptions) -> None:
+def check_mined_plan(labels: NDArray[np.integer], options: MinedOptions) -> None:
     """Raise one clear error if the data cannot be mined so.
 
     Args:
@@ -105,8 +105,14 @@ def check_mined_plan(labels: IntArray, options: MinedOptions) -> None:
 
 
 def plan_round(
-    labels: IntArray, table: NeighborTable, options: MinedOptions, *, seed: int, round_number: int
-) -> EpochPlan:
+    labels: NDArray[np.integer],
+    table: NeighborTable,
+    options: MinedOptions,
+    *,
+    seed: int,
+    round_number: int,
+    row_ids: IntArray | None = None,
+) -> ListedPlan:
     """The batches of a round.
 
     Every sample that has another of its class is an anchor equally often: passes over all of them follow each other
@@ -119,9 +125,10 @@ def plan_round(
         options: of the batches.
         seed: of the run.
         round_number: 0, 1, ...
+        row_ids: (n,) ids of the rows that ``labels`` are of; their positions if not given.
 
     Returns:
-        The plan; positions refer to ``labels``.
+        The plan, in row ids.
     """
     classes = _Classes(labels)
     rng = _generator(seed, _UNITS, round_number)
@@ -137,13 +144,14 @@ def plan_round(
     ends = np.array([len(batch) for batch in batches])
     begins = np.cumsum(ends) - ends
     bounds = np.concatenate(([0], (begins[:, None] + ends[:, None] * cuts // options.num_streams).ravel()))
-    return EpochPlan(options.num_steps, options.num_streams, np.concatenate(batches), bounds)
+    order = np.concatenate(batches)
+    return ListedPlan(options.num_steps, options.num_streams, order if row_ids is None else row_ids[order], bounds)
 
 
 class _Classes:
     """Samples by class, for drawing another sample of a sample's class."""
 
-    def __init__(self, labels: IntArray) -> None:
+    def __init__(self, labels: NDArray[np.integer]) -> None:
         counts = np.bincount(labels)
         self._by_class = np.argsort(labels, kind="stable")
         self._size = counts[labels]  # (n,) of the sample's class

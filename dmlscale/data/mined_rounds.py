@@ -27,6 +27,7 @@ class MinedRounds:
 
     Args:
         labels: (n,) class ids of the split to train on.
+        row_ids: (n,) of its samples.
         options: of the batches.
         seed: of the run.
         mine: called once for each round, before its first batch is made.
@@ -35,14 +36,22 @@ class MinedRounds:
         DataError: the data cannot be mined so.
     """
 
-    def __init__(self, labels: NDArray[np.int64], options: MinedOptions, *, seed: int, mine: Mine) -> None:
+    def __init__(
+        self,
+        labels: NDArray[np.integer],
+        row_ids: NDArray[np.int64],
+        options: MinedOptions,
+        *,
+        seed: int,
+        mine: Mine,
+    ) -> None:
         check_mined_plan(labels, options)
+        self._row_ids = row_ids
         self._labels, self._options, self._seed, self._mine = labels, options, seed, mine
         self._plans: dict[int, EpochPlan] = {}
 
-    @property
-    def num_steps(self) -> int:
-        """Batches of a round."""
+    def num_steps(self, round_number: int) -> int:
+        """Batches of a round; the same for all."""
         return self._options.num_steps
 
     @property
@@ -55,7 +64,9 @@ class MinedRounds:
         if round_number in self._plans:
             return
         table = self._mine(round_number, is_new=is_new)
-        plan = plan_round(self._labels, table, self._options, seed=self._seed, round_number=round_number)
+        plan = plan_round(
+            self._labels, table, self._options, seed=self._seed, round_number=round_number, row_ids=self._row_ids
+        )
         before = list(self._plans.items())[-(_KEPT - 1) :]
         self._plans = {**dict(before), round_number: plan}
 

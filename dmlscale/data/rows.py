@@ -5,6 +5,8 @@ batch t. A class whose groups lie in one row has them in different batches whate
 so each row is free to spread its classes evenly and at random. Only a class that crosses the end of a row
 needs care: in the second row it takes batches that it has not been in. This costs one sort per row, needs no
 repair afterwards, and also holds where every class has a group in nearly every batch.
+
+Beside the result and a few numbers per class, memory is needed for one row at a time.
 """
 
 from __future__ import annotations
@@ -12,72 +14,63 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dmlscale.data.hashing import Keys, mix, order_by, random_bits, random_order
+
+EMPTY = -1
+
 
 def fill_rows(
-    groups_of_class: NDArray[np.int64], num_steps: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    firsts: NDArray[np.int64], num_steps: int, key: Keys, class_order: NDArray[np.int64] | None = None
+) -> NDArray[np.int32]:
     """Give every group a batch and a row.
 
     Args:
-        groups_of_class: (classes,) number of groups.
+        firsts: (C + 1,) number of the first group of each class, and of all groups; fewer than 2^31.
         num_steps: T, number of batches.
-        rng: source of all randomness.
+        key: (1,) of all randomness.
+        class_order: (C,) in which classes are laid; at random if not given.
 
     Returns:
-        (groups,) batch of each group and (groups,) its row; groups are numbered by class. Each batch has one
-        group per row, but perhaps none of the last.
+        (rows, T) the group in each row of each batch. Only the last row may have gaps, marked `EMPTY`, evenly spread.
     """
-    num_groups = int(groups_of_class.sum())
-    first_group = np.cumsum(groups_of_class) - groups_of_class
-    class_order = rng.permutation(len(groups_of_class))
-    sizes = groups_of_class[class_order]
-    ends = np.cumsum(sizes)
-    class_rank = np.repeat(np.arange(len(sizes)), sizes)  # of each place, in the order of laying
-    rank_in_class = np.arange(num_groups) - np.repeat(ends - sizes, sizes)
-    group_of_place = np.repeat(first_group[class_order], sizes) + rank_in_class
-    # A class with g groups has one in each g-th part of the epoch, anywhere in that part.
-    position = (rank_in_class + rng.random(num_groups)) / np.repeat(sizes, sizes)
-
-    batch_of_place = np.empty(num_groups, np.int64)
-    for start in range(0, num_groups, num_steps):
-        stop = min(start + num_steps, num_groups)
-        head = 0  # places of this row that continue the last class of the row before
-        taken = batch_of_place[:0]
-        if start and class_rank[start] == class_rank[start - 1]:
-            class_end = int(ends[class_rank[start]])
-            class_start = class_end - int(sizes[class_rank[start]])
-            head = min(class_end, stop) - start
-            taken = batch_of_place[max(class_start, start - num_steps) : start]
-        batch_of_place[start:stop] = _fill_row(position[start:stop], head, taken, num_steps)
-    batch_of_group, row_of_group = np.empty((2, num_groups), np.int64)
-    batch_of_group[group_of_place] = batch_of_place
-    row_of_group[group_of_place] = np.arange(num_groups) // num_steps
-    return batch_of_group, row_of_group
-
-
-def _fill_row(position: NDArray[np.float64], head: int, taken: NDArray[np.int64], num_steps: int) -> NDArray[np.int64]:
-    """Batches (m,), all different, for the m places of a row, close to their positions in the epoch.
-
-    The first ``head`` places avoid the batches ``taken``, as far as there are others.
-    """
-    batches = np.empty(len(position), np.int64)
-    is_free = np.ones(num_steps, bool)
-    if head:
-        is_allowed = np.ones(num_steps, bool)
-        is_allowed[taken] = False
-        allowed = np.flatnonzero(is_allowed)
-        if len(allowed) < head:  # the class has more groups than there are batches
-            allowed = np.arange(num_steps)
-        batches[:head] = _spread(position[:head], allowed)
-        is_free[batches[:head]] = False
-    batches[head:] = _spread(position[head:], np.flatnonzero(is_free))
-    return batches
+    order = random_order(len(firsts) - 1, key) if class_order is None else class_order
+    ends = np.cumsum(np.diff(firsts)[order])
+    num_groups = int(firsts[-1])
+    rows = np.full((-(-num_groups // num_steps), num_steps), EMPTY, np.int32)
+    jitter_key = mix(key)
+    for row in range(len(rows)):
+        start, stop = row * num_steps, min((row + 1) * num_steps, num_groups)
+        laid = slice(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop)) + 1)
+        first, class_ends = firsts[order[laid]], ends[laid]
+        sizes = firsts[order[laid] + 1] - first
+        lengths = np.minimum(class_ends, stop) - np.maximum(class_ends - sizes, start)  # of each class in this row
+        places = np.arange(start, stop)
+        rank_in_class = places - np.repeat(class_ends - sizes, lengths)
+        # A class with g groups has one in each g-th part of the epoch, anywhere in that part.
+        position = (rank_in_class.astype(np.uint64) << np.uint64(32)) + random_bits(jitter_key, places)
+        position //= np.repeat(sizes, lengths).astype(np.uint64)
+        groups = rank_in_class + np.repeat(first, lengths)
+        head = int(lengths[0]) if class_ends[0] - sizes[0] < start else 0  # places of a class of the row before
+        free = np.arange(num_steps)
+        if head:
+            was_in = (rows[row - 1] >= first[0]) & (rows[row - 1] < first[0] + sizes[0])
+            allowed = np.flatnonzero(~was_in)
+            if len(allowed) < head:  # the class has more groups than there are batches
+                again = _evenly(np.flatnonzero(was_in), head - len(allowed))
+                allowed = np.sort(np.concatenate((allowed, again)))
+            _spread(rows[row], position[:head], groups[:head], allowed)
+            free = np.flatnonzero(rows[row] == EMPTY)
+        _spread(rows[row], position[head:], groups[head:], free)
+    return rows
 
 
-def _spread(position: NDArray[np.float64], batches: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Assign m of the ``batches``, evenly chosen, to m places in the order of their positions."""
-    num_places = len(position)
-    chosen = batches[(2 * np.arange(num_places) + 1) * len(batches) // max(2 * num_places, 1)]
-    assigned = np.empty(num_places, np.int64)
-    assigned[np.argsort(position, kind="stable")] = chosen
-    return assigned
+def _spread(
+    row: NDArray[np.int32], position: NDArray[np.uint64], groups: NDArray[np.int64], batches: NDArray[np.int64]
+) -> None:
+    """Puts m groups into ``row`` at m of the ``batches``, evenly chosen, in the order of their positions."""
+    row[_evenly(batches, len(groups))] = groups[order_by(position)]
+
+
+def _evenly(batches: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """(count,) of the batches, at equal distances."""
+    return batches[(2 * np.arange(count) + 1) * len(batches) // max(2 * count, 1)]

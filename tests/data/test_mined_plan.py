@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.mined_plan import MinedOptions, MinedSampling, NeighborTable, check_mined_plan, plan_round
-from dmlscale.data.plan import EpochPlan, streams_of_rank
+from dmlscale.data.plan import ListedPlan, streams_of_rank
 
 Case = tuple[np.ndarray, NeighborTable, MinedOptions]
 
@@ -44,7 +44,7 @@ def cases(draw: st.DrawFn) -> Case:
     return labels, table_of(labels, num_candidates), dataclasses.replace(options, batch_size=batch_size)
 
 
-def plans(case: Case, rounds: int, seed: int = 5) -> list[EpochPlan]:
+def plans(case: Case, rounds: int, seed: int = 5) -> list[ListedPlan]:
     labels, table, options = case
     check_mined_plan(labels, options)
     return [plan_round(labels, table, options, seed=seed, round_number=number) for number in range(rounds)]
@@ -152,6 +152,16 @@ def test_plan_depends_on_seed_and_round_alone() -> None:
     assert np.array_equal(first.order, plans(case, 1)[0].order)
     assert not np.array_equal(first.order, second.order)
     assert not np.array_equal(first.order, plans(case, 1, seed=6)[0].order)
+
+
+@given(cases())
+def test_a_plan_in_row_ids_has_the_same_samples(case: Case) -> None:
+    labels, table, options = case
+    row_ids = 100 + 3 * np.arange(len(labels))
+    (plan,) = plans(case, 1)
+    in_rows = plan_round(labels, table, options, seed=5, round_number=0, row_ids=row_ids)
+    for step in range(plan.num_steps):
+        assert np.array_equal(in_rows.batch(step), row_ids[plan.batch(step)])
 
 
 @pytest.mark.parametrize("sampling", ["hard_triplets", "hard_neighbors"])

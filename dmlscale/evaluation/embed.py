@@ -31,7 +31,7 @@ def embed(
     """The embeddings of all batches, in their order.
 
     Args:
-        model: images (b, channels, height, width) -> embeddings (b, d). It runs in eval mode; afterwards each
+        model: the images of a batch -> embeddings (b, d). It runs in eval mode; afterwards each
             of its modules is in the mode it was in before (a frozen batch norm stays frozen).
         batches: this rank's share; may be empty, then the result has shape (0, 0).
         device: where the model is.
@@ -44,13 +44,16 @@ def embed(
 def raw_pixels(batches: Iterable[Batch], *, max_side: int = 16) -> Embedded:
     """The images themselves as embeddings: average-pooled to at most ``max_side`` pixels a side, flattened.
 
-    What a retrieval by plain picture similarity reaches is the number that a trained model must beat.
+    What a retrieval by plain picture similarity reaches is the number that a trained model must beat. The views of an
+    object are put one after the other; vectors stay as they are.
     """
 
     def pool(images: Tensor) -> Tensor:
+        if images.dim() == 2:
+            return images.float()
         height, width = images.shape[-2:]
         size = (min(height, max_side), min(width, max_side))
-        return F.adaptive_avg_pool2d(images.float(), size).flatten(1)
+        return F.adaptive_avg_pool2d(images.float().flatten(1, -3), size).flatten(1)
 
     with torch.inference_mode():
         return _collect(batches, pool, None)

@@ -1,4 +1,4 @@
-"""images -> features: any timm network without its classifier."""
+"""images -> features: any timm network without its classifier, or the perceptron for vectors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 import timm
 from torch import Tensor, nn
 
+from dmlscale.models.errors import ModelError
+from dmlscale.models.mlp import NAME as MLP_NAME
+from dmlscale.models.mlp import mlp
+
 # What becomes of batch normalisation: "local" statistics differ from rank to rank, so a run then depends on W.
 BatchNorm = Literal["local", "frozen", "sync"]
-
-
-class ModelError(ValueError):
-    """A network cannot be built as asked; the message names the config's key."""
 
 
 def backbone(
@@ -25,23 +25,27 @@ def backbone(
     batch_norm: BatchNorm = "local",
     options: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, int]:
-    """A timm network that ends in pooled features.
+    """A network that ends in pooled features.
 
     Args:
-        name: of the timm model, e.g. "resnet50".
-        channels: of the input images.
+        name: of the timm model, e.g. "resnet50"; or "mlp", see `dmlscale.models.mlp`.
+        channels: of the input images; 1 for log-mels.
         pretrained: load timm's weights (from its hub or its cache).
         batch_norm: "frozen" keeps the running statistics fixed, "sync" computes them over all ranks (GPU only).
-        options: passed on to the timm model.
+        options: passed on to the timm model or to "mlp".
 
     Returns:
-        (b, channels, h, w) -> (b, features) module, and the number of features.
+        (b, channels, h, w) -> (b, features) module, or (b, d) -> (b, features), and the number of features.
 
     Raises:
         ModelError: no such timm model (the message names the nearest one), or options it refuses.
     """
+    if name == MLP_NAME:
+        if pretrained:
+            raise ModelError(f"model.pretrained: there are no weights for {name!r}")
+        return mlp(options or {})
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        near = difflib.get_close_matches(name, [*timm.list_models(), MLP_NAME], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"model.backbone: timm has no model {name!r}{hint}")
     try:

@@ -67,3 +67,12 @@ def test_raw_pixels_are_averages_of_at_most_16_by_16() -> None:
     assert pooled[0, 0] == pytest.approx(float(batch.images[0, 0, :2, :2].mean()), abs=1e-6)
     (small,) = _batches([2], side=8)
     assert torch.equal(raw_pixels([small]).embeddings, small.images.flatten(1))
+
+
+def test_raw_pixels_of_views_and_vectors() -> None:
+    (batch,) = _batches([4], side=32)
+    objects = batch._replace(images=batch.images.unflatten(0, (2, 2)), labels=batch.labels[:2], ids=batch.ids[:2])
+    by_view = raw_pixels([batch]).embeddings
+    assert torch.equal(raw_pixels([objects]).embeddings, by_view.reshape(2, -1))
+    vectors = batch._replace(images=torch.randn(4, 7))
+    assert torch.equal(raw_pixels([vectors]).embeddings, vectors.images)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from dmlscale.models.backbone import backbone
 from dmlscale.models.embedder import Embedder
+from dmlscale.models.errors import ModelError
 
 SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
@@ -49,3 +52,23 @@ def test_wrong_names_and_options_are_explained() -> None:
         backbone("resnet5O")
     with pytest.raises(ValueError, match=r"model.options: timm refused"):
         backbone("resnet10t", options={"no_such_thing": 1})
+    with pytest.raises(ValueError, match="did you mean 'mlp'"):
+        backbone("mlpp")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "mlp needs in_features, e.g."),
+        ({"in_features": 3}, "mlp needs hidden"),
+        ({"in_features": 3, "hidden": [4], "depth": 1}, "mlp has no key 'depth'"),
+        ({"in_features": 0, "hidden": [4]}, "at least 1, .* got in_features=0"),
+        ({"in_features": 3, "hidden": []}, "at least 1"),
+        ({"in_features": 3, "hidden": 4}, "got in_features=3, hidden=4"),
+    ],
+)
+def test_wrong_options_of_the_perceptron_are_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        backbone("mlp", options=options)
+    with pytest.raises(ModelError, match="no weights for 'mlp'"):
+        backbone("mlp", pretrained=True, options={"in_features": 3, "hidden": [4]})

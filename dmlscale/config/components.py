@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from dmlscale.data.sources import SOURCES, Source
+from dmlscale.data.sources import SOURCES, ShardSource, Source
+from dmlscale.data.transforms import TRANSFORMS, Transform
 from dmlscale.losses import LOSSES
 from dmlscale.registry import Registry
 
@@ -46,9 +47,17 @@ class LossChoice(Component):
 class SourceSetting(Component):
     """A source and its options."""
 
-    def build(self) -> Source:
+    def build(self) -> Source | ShardSource:
         """The source itself."""
         return SOURCES[self.name](**self.options)
+
+
+class TransformSetting(Component):
+    """A recipe and its options."""
+
+    def build(self) -> Transform:
+        """The recipe itself."""
+        return TRANSFORMS[self.name](**self.options)
 
 
 def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
@@ -64,13 +73,28 @@ def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
     nested = value.pop("options", {}) or {}
     kept = {key: value.pop(key) for key in own if key in value}
     cls = registry[str(kept["name"])]
-    options = {**nested, **value}
+    return {**kept, "options": checked_options(cls, {**nested, **value}, name=str(kept["name"]), others=own)}
+
+
+def checked_options(cls: type, options: dict[str, Any], *, name: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All options of a dataclass, those not given at their defaults.
+
+    Args:
+        cls: the dataclass; its annotations are the types, its ``__post_init__`` checks the ranges.
+        options: those given.
+        name: of the class, for messages.
+        others: further keys that may be meant where one is misspelled.
+
+    Raises:
+        ValueError: an unknown key, or a wrong value; names the key.
+    """
     fields = [field.name for field in dataclasses.fields(cls) if field.init]
     for key in options:
         if key not in fields:
-            near = difflib.get_close_matches(key, [*fields, *own], n=1, cutoff=0.4)
+            near = difflib.get_close_matches(key, [*fields, *others], n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{kept['name']} has no key {key!r}{hint} (it has: {', '.join(fields)})")
+            has = f"it has: {', '.join(fields)}" if fields else "it has none"
+            raise ValueError(f"{name} has no key {key!r}{hint} ({has})")
     hints = get_type_hints(cls)
     checked = {}
     for key, raw in options.items():
@@ -81,9 +105,14 @@ def _flat(value: Any, registry: Registry[Any], own: tuple[str, ...]) -> Any:
         if isinstance(checked[key], float) and not math.isfinite(checked[key]):
             raise ValueError(f"{key}: must be a finite number, got {raw!r}")
     built = cls(**checked)  # checks the ranges
-    resolved = {name: getattr(built, name) for name in fields}
-    return {**kept, "options": resolved}
+    return {field: getattr(built, field) for field in fields}
+
+
+def transform_setting(value: Any) -> Any:
+    """A recipe by its name alone, or ``{"name": ..., option: ...}``, with all options."""
+    return _flat({"name": value} if isinstance(value, str) else value, TRANSFORMS, ("name",))
 
 
 LossTerm = Annotated[LossChoice, BeforeValidator(lambda v: _flat(v, LOSSES, tuple(LossChoice.model_fields)))]
 SourceChoice = Annotated[SourceSetting, BeforeValidator(lambda v: _flat(v, SOURCES, ("name",)))]
+TransformChoice = Annotated[TransformSetting, BeforeValidator(transform_setting)]

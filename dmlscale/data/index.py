@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dmlscale.data.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
+from dmlscale.data.class_rows import ClassRows
 from dmlscale.data.errors import DataError
-from dmlscale.data.layout import INDEX_FILE, INDEX_SCHEMA, read_description
-from dmlscale.data.sources import TRAIN_SPLIT
+from dmlscale.data.layout import (
+    CLASSES_FILE,
+    CLASSES_SCHEMA,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    SHARDS_FILE,
+    SHARDS_SCHEMA,
+    read_description,
+)
+from dmlscale.data.statistics import class_counts
+from dmlscale.data.storage import Storage
+from dmlscale.data.tables import fetch_tables
+from dmlscale.data.windows import ShardRows
 
 
 class Columns(NamedTuple):
-    """All rows of an index, one entry per sample; shared by every view."""
+    """All rows of an index, one entry per sample, mapped from its file; shared by every view."""
 
-    keys: pa.ChunkedArray
-    shards: NDArray[np.int32]  # positions in Index.shard_names
+    keys: pa.LargeStringArray
+    shards: NDArray[np.int32]  # positions in Index.shards
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    splits: NDArray[np.int32]  # positions in Index.splits
+    num_parts: NDArray[np.int16]
+    extensions: NDArray[np.int8]  # positions in Index.extensions
+    labels: NDArray[np.int32]
+    splits: NDArray[np.int8]  # positions in Index.splits
+    hashes: NDArray[np.uint64]
+    by_class: NDArray[np.int64]  # row numbers sorted by split, label, row
+
+
+class Shards(NamedTuple):
+    """All shards of a dataset, in the order of the index."""
+
+    names: tuple[str, ...]  # relative to the dataset, or a path or URL of their own
+    sizes: NDArray[np.int64]  # bytes
+    first_rows: NDArray[np.int64]  # (shards + 1,) shard s holds the rows first_rows[s]..first_rows[s + 1] - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,56 +61,72 @@ class Index:
     has one number everywhere.
     """
 
-    root: Path
+    storage: Storage  # where the shards lie
+    cache: ShardCache  # for those that are not on this machine
     columns: Columns
-    row_ids: NDArray[np.int64]  # (n,) of the rows in this view
-    class_names: tuple[str, ...]  # by label, over all splits
+    rows: range | NDArray[np.int64]  # ids of the rows in this view, ascending
+    classes: pa.RecordBatch  # name and super_class, by label, over all splits
     splits: tuple[str, ...]
-    shard_names: tuple[str, ...]
+    extensions: tuple[str, ...]
+    shards: Shards
     num_classes: int  # of the split "train": labels 0..num_classes-1, one row of a class bank each
     description: Mapping[str, Any]  # what dataset.json says
 
     @classmethod
-    def load(cls, path: str | Path) -> Index:
-        """Open the dataset in folder ``path`` and check that its shards hold what the index says.
+    def load(
+        cls, path: str | Path, options: Mapping[str, Any] | None = None, cache: ShardCache | None = None
+    ) -> Index:
+        """Open a dataset.
+
+        Args:
+            path: of its folder, or a URL.
+            options: of fsspec's file system, for a URL.
+            cache: for files that are not on this machine; None takes one in the user's home, of 50 GB.
 
         Raises:
-            DataError: no dataset there, or it is damaged.
+            DataError: no dataset there, its tables are damaged, or they cannot be fetched.
         """
-        root = Path(path)
-        description = read_description(root)
-        if description is None or not (root / INDEX_FILE).is_file():
-            raise DataError(f"no dataset at {root} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first")
-        table = _read_table(root / INDEX_FILE)
-        shards, splits = (table[name].combine_chunks() for name in ("shard", "split"))
+        storage = Storage.open(path, options)
+        cache = cache or ShardCache(default_cache_folder(), DEFAULT_CACHE_BYTES)
+        storage, folder = fetch_tables(storage, cache)
+        description = read_description(folder)
+        if description is None or not (folder / INDEX_FILE).is_file():
+            raise DataError(f"no dataset at {storage} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first")
+        batch = _map_table(folder / INDEX_FILE, INDEX_SCHEMA)
+        split, extension = batch.column("split"), batch.column("extension")
         columns = Columns(
-            keys=table["key"],
-            shards=shards.indices.to_numpy(),
-            offsets=table["offset"].to_numpy(),
-            sizes=table["size"].to_numpy(),
-            labels=table["label"].to_numpy(),
-            splits=splits.indices.to_numpy(),
+            keys=batch.column("key"),
+            shards=batch.column("shard").to_numpy(),
+            offsets=batch.column("offset").to_numpy(),
+            sizes=batch.column("size").to_numpy(),
+            num_parts=batch.column("num_parts").to_numpy(),
+            extensions=extension.indices.to_numpy(),
+            labels=batch.column("label").to_numpy(),
+            splits=split.indices.to_numpy(),
+            hashes=batch.column("content_hash").to_numpy(),
+            by_class=batch.column("by_class").to_numpy(),
         )
-        split_names = tuple(splits.dictionary.to_pylist())
-        shard_names = tuple(shards.dictionary.to_pylist())
-        class_names = _class_names(root / INDEX_FILE, table)
-        _check_keys(root / INDEX_FILE, columns.keys)
-        _check_shards(root, shard_names, columns)
-        train_code = split_names.index(TRAIN_SPLIT) if TRAIN_SPLIT in split_names else -1
-        train_labels = columns.labels[columns.splits == train_code]
+        classes = _map_table(folder / CLASSES_FILE, CLASSES_SCHEMA)
+        shards = _map_table(folder / SHARDS_FILE, SHARDS_SCHEMA)
+        counts = shards.column("num_samples").to_numpy()
+        first_rows = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        sizes = shards.column("size_bytes").to_numpy()
+        _check_tables(folder, columns, len(classes), first_rows)
         return cls(
-            root=root,
+            storage=storage,
+            cache=cache,
             columns=columns,
-            row_ids=np.arange(table.num_rows),
-            class_names=class_names,
-            splits=split_names,
-            shard_names=shard_names,
-            num_classes=_num_classes(root / INDEX_FILE, train_labels),
+            rows=range(batch.num_rows),
+            classes=classes,
+            splits=tuple(split.dictionary.to_pylist()),
+            extensions=tuple(extension.dictionary.to_pylist()),
+            shards=Shards(tuple(shards.column("name").to_pylist()), sizes, first_rows),
+            num_classes=description["num_train_classes"],
             description=description,
         )
 
     def __len__(self) -> int:
-        return len(self.row_ids)
+        return len(self.rows)
 
     def split(self, name: str) -> Index:
         """The rows of one split.
@@ -96,88 +135,143 @@ class Index:
             DataError: there is no such split.
         """
         if name not in self.splits:
-            raise DataError(f"no split {name!r} in {self.root} (there are: {', '.join(self.splits)})")
-        selected = self.columns.splits[self.row_ids] == self.splits.index(name)
-        return replace(self, row_ids=self.row_ids[selected])
+            raise DataError(f"no split {name!r} in {self.storage} (there are: {', '.join(self.splits)})")
+        is_in = _of(self.columns.splits, self.rows) == self.splits.index(name)
+        first, count = int(np.argmax(is_in)), int(np.count_nonzero(is_in))
+        if isinstance(self.rows, range) and is_in[first : first + count].all():
+            return replace(self, rows=self.rows[first : first + count])
+        return replace(self, rows=self.row_ids[is_in])
 
     def take(self, positions: NDArray[np.int64]) -> Index:
-        """The rows at ``positions`` of this view."""
-        return replace(self, row_ids=self.row_ids[positions])
+        """The rows at ``positions``, ascending, of this view."""
+        return replace(self, rows=self.row_ids[positions])
+
+    @property
+    def row_ids(self) -> NDArray[np.int64]:
+        """(n,) ids of the rows in this view; made anew where they are a range."""
+        return np.arange(self.rows.start, self.rows.stop) if isinstance(self.rows, range) else self.rows
+
+    def row_ids_between(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Ids of the rows at the positions ``start`` to below ``stop`` of this view."""
+        part = self.rows[start:stop]
+        return np.arange(part.start, part.stop) if isinstance(part, range) else part
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[np.int32]:
         """(n,) global class ids."""
-        return self.columns.labels[self.row_ids]
+        return _of(self.columns.labels, self.rows)
+
+    @cached_property
+    def class_rows(self) -> ClassRows:
+        """The rows of this view by class; for a whole split that lies together, without a copy."""
+        if isinstance(self.rows, range) and len(self):
+            code = int(self.columns.splits[self.rows.start])
+            counts = class_counts(self.columns.splits, self.columns.labels, len(self.splits), len(self.classes))
+            if counts[code].sum() == len(self) and (_of(self.columns.splits, self.rows) == code).all():
+                start = int(counts[:code].sum())
+                starts = np.concatenate(([0], np.cumsum(counts[code])))
+                return ClassRows(self.columns.by_class[start : start + len(self)], starts)
+        return ClassRows.from_labels(self.labels, self.row_ids)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """By label, over all splits; read from the file one by one."""
+        return _Names(self.classes.column("name"))
+
+    def super_classes(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """(C,) number of each class's super-class, and their names; a class without one is one by itself."""
+        encoded = self.classes.column("super_class").dictionary_encode()
+        codes, names = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+        if "" not in names:
+            return codes, tuple(names)
+        alone = np.flatnonzero(codes == names.index(""))
+        codes[alone] = len(names) + np.arange(len(alone))
+        return codes, (*names, *(self.class_names[label] for label in alone.tolist()))
+
+    @cached_property
+    def used_shards(self) -> NDArray[np.int64]:
+        """Numbers of the shards that hold rows of this view, ascending."""
+        if not len(self):
+            return np.empty(0, np.int64)
+        if isinstance(self.rows, range):
+            ends = np.searchsorted(self.shards.first_rows, [self.rows.start, self.rows.stop - 1], "right") - 1
+            return np.arange(ends[0], ends[1] + 1)
+        return np.unique(self.columns.shards[self.rows]).astype(np.int64)
+
+    @property
+    def shard_rows(self) -> ShardRows:
+        """Where the rows of this view lie, for plans that take a few shards at a time."""
+        return ShardRows(self.shards.first_rows, self.columns.labels, self.row_ids)
+
+    def open_shard(self, number: int) -> BinaryIO:
+        """A shard, open for reading; fetched first if it is not on this machine.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+        name = self.shards.names[number]
+        # A local shard of another size may be cut off: the samples before the cut are as good as ever.
+        size = None if self.storage.holds_locally(name) else int(self.shards.sizes[number])
+        return self.cache.open(self.storage, name, size)
 
     def key(self, row_id: int) -> str:
         """The key of one row, as in the shard."""
         return self.columns.keys[row_id].as_py()
 
-    def shard_path(self, row_id: int) -> Path:
-        """The shard that holds one row."""
-        return self.root / self.shard_names[self.columns.shards[row_id]]
+    def where(self, row_id: int) -> str:
+        """A sample and its place, for messages."""
+        shard = self.shards.names[self.columns.shards[row_id]]
+        return f"sample {self.key(row_id)!r} (shard {shard}, offset {int(self.columns.offsets[row_id])})"
 
 
-def _read_table(path: Path) -> pa.Table:
+class _Names(Sequence[str]):
+    """A column of texts as a sequence."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, position: Any) -> Any:
+        found = self._column[position]
+        return found.to_pylist() if isinstance(position, slice) else found.as_py()
+
+
+def _of(column: NDArray, rows: range | NDArray[np.int64]) -> NDArray:
+    return column[rows.start : rows.stop] if isinstance(rows, range) else column[rows]
+
+
+def _map_table(path: Path, schema: pa.Schema) -> pa.RecordBatch:
+    """The one record batch of a file, mapped."""
     try:
-        table = pq.read_table(path, memory_map=True)
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}): delete {path.parent} and pack the dataset again") from None
-    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
+        raise DataError(f"{path} is damaged or missing ({error}): delete {path.parent} and pack again") from None
+    missing = [name for name in schema.names if name not in reader.schema.names]
     if missing:
-        raise DataError(f"{path} has no column {missing[0]!r} (it has: {', '.join(table.column_names)})")
-    try:
-        table = table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path} has a column of the wrong type: {error}") from None
-    for name in INDEX_SCHEMA.names:
-        if table[name].null_count:
-            raise DataError(f"{path}: column {name!r} is empty in {table[name].null_count} rows")
-    if not table.num_rows:
-        raise DataError(f"{path} lists no samples: pack the dataset again")
-    return table.unify_dictionaries()
+        raise DataError(f"{path} has no column {missing[0]!r} (it has: {', '.join(reader.schema.names)})")
+    if len(batches) != 1 or not batches[0].num_rows:
+        raise DataError(f"{path} must hold one record batch of at least one row, has {len(batches)}: pack again")
+    for field in schema:
+        column = batches[0].column(field.name)
+        if column.type != field.type:
+            raise DataError(f"{path} has a column of the wrong type: {field.name!r} is {column.type}, not {field.type}")
+        if column.null_count:
+            raise DataError(f"{path}: column {field.name!r} is empty in {column.null_count} rows")
+    return batches[0]
 
 
-def _class_names(path: Path, table: pa.Table) -> tuple[str, ...]:
-    """Names by label; labels must be 0..C-1, each with one name."""
-    classes = table.group_by(["label", "class_name"]).aggregate([]).sort_by("label")
-    labels = classes["label"].to_numpy()
-    if labels[0] < 0 or labels[-1] >= len(labels) or len(np.unique(labels)) != len(labels):
-        unexpected = np.setdiff1d(labels, np.arange(len(labels)))
-        what = f"label {unexpected[0]} is outside" if len(unexpected) else "a label has two class names, outside"
-        raise DataError(f"{path}: {what} 0..{len(labels) - 1} for its {len(labels)} classes: pack the dataset again")
-    return tuple(classes["class_name"].to_pylist())
-
-
-def _num_classes(path: Path, train_labels: NDArray[np.int64]) -> int:
-    if not len(train_labels):
-        return 0
-    present = np.bincount(train_labels) > 0
-    if not present.all():
-        raise DataError(
-            f"{path}: label {int(np.argmin(present))} has no sample in split {TRAIN_SPLIT!r}, whose labels "
-            f"must be 0..C-1 without a gap: pack the dataset again"
-        )
-    return len(present)
-
-
-def _check_keys(path: Path, keys: pa.ChunkedArray) -> None:
-    if pc.count_distinct(keys).as_py() == len(keys):
-        return
-    counts = pc.value_counts(keys)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
-    raise DataError(f"{path}: key {twice!r} is listed more than once: keys must be unique")
-
-
-def _check_shards(root: Path, shard_names: tuple[str, ...], columns: Columns) -> None:
-    """Every shard is there and long enough for the samples it should hold."""
-    ends = np.zeros(len(shard_names), np.int64)
-    np.maximum.at(ends, columns.shards, columns.offsets + columns.sizes)
-    for name, end in zip(shard_names, ends.tolist(), strict=True):
-        path = root / name
-        if not path.is_file():
-            raise DataError(f"shard {path} is missing: restore it, or delete {root} and pack the dataset again")
-        size = path.stat().st_size
-        if size < end:
-            what = "is empty (0 bytes)" if size == 0 else f"is truncated ({size} bytes, the index needs {end})"
-            raise DataError(f"shard {path} {what}: restore it, or delete {root} and pack the dataset again")
+def _check_tables(folder: Path, columns: Columns, num_classes: int, first_rows: NDArray[np.int64]) -> None:
+    """Whether the tables fit each other; reads a few columns once."""
+    again = f"delete {folder} and pack again"
+    num_rows = len(columns.labels)
+    lowest, highest = int(columns.labels.min()), int(columns.labels.max())
+    if lowest < 0 or highest >= num_classes:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(f"{folder / INDEX_FILE}: label {wrong} is outside 0..{num_classes - 1}: {again}")
+    if first_rows[-1] != num_rows or not np.array_equal(columns.shards[first_rows[:-1]], np.arange(len(first_rows) - 1)):
+        raise DataError(f"{folder / INDEX_FILE} and {SHARDS_FILE} do not fit each other: {again}")
+    if columns.by_class.min() < 0 or columns.by_class.max() >= num_rows:
+        raise DataError(f"{folder / INDEX_FILE}: column 'by_class' leads outside its {num_rows} rows: {again}")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dmlscale.data.decode import Decoder
 from dmlscale.data.errors import DataError
+from dmlscale.data.fetch_ahead import FetchAhead
 from dmlscale.data.index import Index
 from dmlscale.data.mined_rounds import MinedRounds
-from dmlscale.data.plan import EpochPlan, check_plan, num_steps, plan_epoch, streams_of_rank
+from dmlscale.data.plan import streams_of_rank
+from dmlscale.data.planner import EpochPlanner
 from dmlscale.data.prefetch import Prefetcher
-from dmlscale.data.reader import Reader
-from dmlscale.data.transforms import Transform
+from dmlscale.data.reader import LostSampleError, Reader
+from dmlscale.data.skipped import Skipped
+from dmlscale.data.transforms import Transform, apply
 from dmlscale.data.types import Batch
 
 _CACHE_BYTES = 256 * 2**20  # per rank
@@ -31,73 +37,63 @@ class Position(NamedTuple):
     step: int  # in the epoch
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How samples become the network's input."""
+
+    decoder: Decoder
+    transform: Transform
+
+
 class TrainStream:
     """This rank's part of every global batch, epoch after epoch, without end.
 
     Iterating gives ``(position, batch)``: the position after the batch, from which another stream continues
     as if it were this one, and the samples of the streams this rank serves, streams ascending. A batch has
-    about ``classes_per_batch * samples_per_class / num_ranks`` samples, not always the same number.
+    about ``classes_per_batch * samples_per_class / num_ranks`` samples, not always the same number. Samples that cannot
+    be had are left out and counted.
 
     Owns threads and open files: close it, or use it in a ``with`` block.
 
     Args:
         index: the split to train on.
-        classes_per_batch: P, groups in a global batch.
-        samples_per_class: K, samples in a group.
-        num_streams: N, lanes that a global batch is dealt to; divides P; at least ``num_ranks``.
-        seed: of order and augmentation.
+        plans: what each batch is; with offline mining, asking for the first batch of a round mines it, so all ranks
+            must ask for it.
+        recipe: decoder and transform.
+        seed: of augmentation.
         rank: this rank.
         num_ranks: number of ranks.
-        transform: makes the pixels.
-        channels: 1 for grey, 3 for RGB.
         num_workers: threads that make batches; 0 is one as well.
         start: epoch and step of the first batch.
-        cache_bytes: memory for decoded pictures.
-        rounds: offline mining, which then says what a batch is, instead of P and K; asking for the first batch of a
-            round mines it, so all ranks must ask for it.
+        cache_bytes: memory for decoded samples.
+        max_skipped: samples that may be left out on this rank.
 
     Raises:
-        DataError: the data cannot be batched so, there are more ranks than streams, or no such start.
+        DataError: there are more ranks than streams, or no such start.
     """
 
     def __init__(
         self,
         index: Index,
+        plans: EpochPlanner | MinedRounds,
+        recipe: Recipe,
         *,
-        classes_per_batch: int,
-        samples_per_class: int,
-        num_streams: int,
         seed: int,
-        transform: Transform,
-        channels: int,
         rank: int = 0,
         num_ranks: int = 1,
         num_workers: int = 0,
         start: tuple[int, int] = (0, 0),
         cache_bytes: int = _CACHE_BYTES,
-        rounds: MinedRounds | None = None,
+        max_skipped: int = 0,
     ) -> None:
-        self._sizes = {
-            "classes_per_batch": classes_per_batch,
-            "samples_per_class": samples_per_class,
-            "num_streams": num_streams,
-        }
-        self._index, self._rounds = index, rounds
-        if rounds is None:
-            check_plan(index.labels, **self._sizes)
-            # Two epochs: at a boundary, threads work on the end of one and the beginning of the next.
-            self._plan: Callable[[int], EpochPlan] = lru_cache(maxsize=2)(self._make_plan)
-            self.steps_per_epoch = num_steps(index.labels, **self._sizes)
-        else:
-            if rounds.num_streams != num_streams:
-                raise DataError(f"the rounds are planned on {rounds.num_streams} streams, the batches on {num_streams}")
-            self._plan, self.steps_per_epoch = rounds.plan, rounds.num_steps
-        self._streams = streams_of_rank(rank, num_ranks, num_streams)
-        self._seed = seed
-        self._transform = transform
+        self._index, self._plans, self._recipe, self._seed = index, plans, recipe, seed
+        self._rounds = plans if isinstance(plans, MinedRounds) else None
+        self._streams = streams_of_rank(rank, num_ranks, plans.num_streams)
         self._num_threads = max(1, num_workers)
-        self._reader = Reader(index, channels=channels, cache_bytes=cache_bytes)
+        self._reader = Reader(index, recipe.decoder, cache_bytes=cache_bytes)
+        self._fetch_ahead = FetchAhead(index, rank, num_ranks)
         self._prefetcher: Prefetcher[Position, Batch] | None = None
+        self.skipped = Skipped(max_skipped)
         self._position = self._checked(*start)
 
     def __enter__(self) -> TrainStream:
@@ -134,23 +130,19 @@ class TrainStream:
     def close(self) -> None:
         """End the threads and close the shards; iterating again starts anew from the same place."""
         self._stop()
+        self._fetch_ahead.close()
         self._reader.close()
 
     def global_ids(self, position: Position) -> NDArray[np.int64]:
-        """(B,) row ids of the whole global batch at a position."""
-        return self._index.row_ids[self._plan(position.epoch).batch(position.step)]
-
-    def local_sizes(self, position: Position) -> dict[int, int]:
-        """Samples of each stream this rank serves, in the order of the local batch at a position."""
-        plan = self._plan(position.epoch)
-        return {stream: len(plan.sub_batch(stream, position.step)) for stream in self._streams}
+        """(B,) row ids of the whole global batch at a position, those included that cannot be had."""
+        return self._plans.plan(position.epoch).batch(position.step)
 
     def _start(self) -> Prefetcher[Position, Batch]:
         if self._rounds is not None:
             self._rounds.prepare(self._position.epoch, is_new=self._position.step == 0)
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="dmlscale-data")
         positions = self._positions_from(self._position)
-        depth = self._num_threads + _DEPTH
-        return Prefetcher(self._make_batch, positions, num_threads=self._num_threads, depth=depth)
+        return Prefetcher(self._make_batch, positions, pool=pool, depth=self._num_threads + _DEPTH)
 
     def _stop(self) -> None:
         if self._prefetcher is not None:
@@ -158,15 +150,19 @@ class TrainStream:
             self._prefetcher = None
 
     def _checked(self, epoch: int, step: int) -> Position:
-        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
+        num_steps = self._num_steps(epoch) if epoch >= 0 else 0
+        if not 0 <= step < num_steps:
             raise DataError(
                 f"cannot start at epoch {epoch}, step {step}: with this data and batch size an epoch has "
-                f"{self.steps_per_epoch} steps; continue with the options that the run was started with"
+                f"{num_steps} steps; continue with the options that the run was started with"
             )
         return Position(epoch, step)
 
+    def _num_steps(self, epoch: int) -> int:
+        return self._plans.num_steps(epoch)
+
     def _after(self, position: Position) -> Position:
-        if position.step + 1 < self.steps_per_epoch:
+        if position.step + 1 < self._num_steps(position.epoch):
             return Position(position.epoch, position.step + 1)
         return Position(position.epoch + 1, 0)
 
@@ -177,27 +173,32 @@ class TrainStream:
             yield position
             position = self._after(position)
 
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        return plan_epoch(self._index.labels, **self._sizes, seed=self._seed, epoch=epoch)
-
     def _make_batch(self, position: Position) -> Batch:
-        plan = self._plan(position.epoch)
-        positions = np.concatenate([plan.sub_batch(stream, position.step) for stream in self._streams])
-        row_ids = self._index.row_ids[positions]
+        plan = self._plans.plan(position.epoch)
+        self._fetch_ahead.at(plan, position.epoch, position.step)
+        parts = dict(zip(self._streams, plan.sub_batches(self._streams, position.step), strict=True))
         # A round may show a sample many times: its pixels must not be the same each time.
-        epoch = position.epoch if self._rounds is None else position.epoch * self.steps_per_epoch + position.step
-        return _load(self._index, self._reader, self._transform, row_ids, seed=self._seed, epoch=epoch)
+        epoch = position.epoch
+        if self._rounds is not None:
+            epoch = position.epoch * self._num_steps(epoch) + position.step
+        batch = _load(self._reader, self._index, self._recipe, parts, self.skipped, seed=self._seed, epoch=epoch)
+        if batch is None:
+            raise DataError(
+                f"none of the samples that this worker should read for step {position.step} of epoch {position.epoch} "
+                f"can be had: see the warnings before; raise samples per worker or repair the shards"
+            )
+        return batch
 
 
 def eval_batches(
     index: Index,
+    recipe: Recipe,
     *,
     batch_size: int,
-    transform: Transform,
-    channels: int,
     rank: int = 0,
     num_ranks: int = 1,
     num_workers: int = 0,
+    max_skipped: int = 0,
 ) -> Iterator[Batch]:
     """One pass over this rank's share of a split, in the order of the rows.
 
@@ -206,31 +207,58 @@ def eval_batches(
 
     Args:
         index: the split.
-        batch_size: samples per batch; the last may have fewer.
-        transform: makes the pixels; what it draws at random is the same in every pass.
-        channels: 1 for grey, 3 for RGB.
+        recipe: decoder and transform; what that draws at random is the same in every pass.
+        batch_size: samples per batch; the last may have fewer, as may those of samples that cannot be had.
         rank: this rank.
         num_ranks: number of ranks.
         num_workers: threads that make batches; 0 is one as well.
+        max_skipped: samples that may be left out on this rank.
     """
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}, must be at least 1")
     num_batches = -(-len(index) // batch_size)
     mine = range(num_batches * rank // num_ranks, num_batches * (rank + 1) // num_ranks)
-    chunks = (index.row_ids[n * batch_size : (n + 1) * batch_size] for n in mine)
+    chunks = (index.row_ids_between(n * batch_size, (n + 1) * batch_size) for n in mine)
     num_threads = max(1, num_workers)
-    with closing(Reader(index, channels=channels)) as reader:
+    skipped = Skipped(max_skipped)
+    reader, ahead = Reader(index, recipe.decoder), FetchAhead(index, rank, num_ranks)
 
-        def load(row_ids: NDArray[np.int64]) -> Batch:
-            return _load(index, reader, transform, row_ids, seed=0, epoch=0)
+    def load(row_ids: NDArray[np.int64]) -> Batch | None:
+        ahead.at_rows(row_ids)
+        return _load(reader, index, recipe, {rank: row_ids}, skipped, seed=0, epoch=0)
 
-        with closing(Prefetcher(load, chunks, num_threads=num_threads, depth=num_threads + _DEPTH)) as batches:
-            yield from batches
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dmlscale-data")
+    with closing(reader), closing(ahead), closing(Prefetcher(load, chunks, pool=pool, depth=num_threads + _DEPTH)) as made:
+        yield from (batch for batch in made if batch is not None)
 
 
 def _load(
-    index: Index, reader: Reader, transform: Transform, row_ids: NDArray[np.int64], *, seed: int, epoch: int
-) -> Batch:
-    images = transform([reader.image(row_id) for row_id in row_ids.tolist()], row_ids, seed=seed, epoch=epoch)
-    labels = torch.from_numpy(index.columns.labels[row_ids])
-    return Batch(images, labels, torch.from_numpy(row_ids.copy()))
+    reader: Reader,
+    index: Index,
+    recipe: Recipe,
+    parts: Mapping[int, NDArray[np.int64]],
+    skipped: Skipped,
+    *,
+    seed: int,
+    epoch: int,
+) -> Batch | None:
+    """The batch of the rows of some streams; None if none of them can be had."""
+    samples: list[Tensor] = []
+    rows: list[int] = []
+    sizes: dict[int, int] = {}
+    for stream, row_ids in parts.items():
+        before = len(rows)
+        for row_id in row_ids.tolist():
+            try:
+                samples.append(reader.decoded(row_id))
+            except LostSampleError as error:
+                skipped.add(row_id, error)
+                continue
+            rows.append(row_id)
+        sizes[stream] = len(rows) - before
+    if not rows:
+        return None
+    ids = np.array(rows, np.int64)
+    images = apply(recipe.transform, samples, ids, seed=seed, epoch=epoch)
+    labels = torch.from_numpy(index.columns.labels[ids].astype(np.int64))
+    return Batch(images, labels, torch.from_numpy(ids), {stream: size for stream, size in sizes.items() if size})

@@ -1,14 +1,10 @@
-"""Run jobs ahead of their consumer, on threads, and hand over the results in order.
-
-Threads rather than processes: reading a file, decoding a picture and torch's operations release Python's
-lock, and threads share the cache of decoded pictures and need no copies through shared memory.
-"""
+"""Run jobs ahead of their consumer, on threads or processes, and hand over the results in order."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -19,19 +15,19 @@ R = TypeVar("R")
 class Prefetcher(Generic[T, R]):
     """Iterator over ``function(argument)``, computed ahead; an exception appears where its result would.
 
-    Owns its threads; ``close`` ends them, as does the end of the arguments.
+    Owns its pool; ``close`` ends it, as does the end of the arguments.
 
     Args:
         function: the job.
         arguments: taken lazily, so they may be endless.
-        num_threads: jobs that run at once.
+        pool: that runs the jobs.
         depth: results that are ready or under way beyond the one asked for.
     """
 
-    def __init__(self, function: Callable[[T], R], arguments: Iterator[T], *, num_threads: int, depth: int) -> None:
+    def __init__(self, function: Callable[[T], R], arguments: Iterator[T], *, pool: Executor, depth: int) -> None:
         self._function = function
         self._arguments = arguments
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dmlscale-data")
+        self._pool = pool
         self._pending: deque[Future[R]] = deque()
         self._submit(depth)
 

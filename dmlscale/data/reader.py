@@ -4,60 +4,53 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from dmlscale.data.decode import decode
+from dmlscale.data.decode import Decoder
 from dmlscale.data.errors import DataError
+from dmlscale.data.fingerprint import content_hash
 from dmlscale.data.index import Index
+from dmlscale.data.tar import split_parts
 from dmlscale.data.types import Sample
 
 _MAX_OPEN_SHARDS = 128
 
 
-class _Shard:
-    """An open shard; closed when the last thread that reads from it has let go."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
+class LostSampleError(DataError):
+    """One sample cannot be had; others can."""
 
 
 class Reader:
     """Reads and decodes samples of an index.
 
-    Owns the descriptors of the shards it has open. Reads carry their offset, so threads and forked processes
-    may share one; a pickled one opens the shards again.
+    Owns the shards it has open. Reads carry their offset, so threads and forked processes may share one; a pickled one
+    opens the shards again. A shard that could not be had is not asked for again: each attempt may take minutes.
 
     Args:
         index: the dataset, or any view of it: rows are addressed by their global id.
-        channels: 1 for grey, 3 for RGB; pictures of the other kind are converted.
-        cache_bytes: keep decoded pictures up to this much memory; small datasets are then decoded once.
+        decoder: of its samples.
+        cache_bytes: keep decoded samples up to this much memory; small datasets are then decoded once.
     """
 
-    def __init__(self, index: Index, *, channels: int, cache_bytes: int = 0) -> None:
-        if channels not in (1, 3):
-            raise DataError(f"channels={channels}, must be 1 (grey) or 3 (RGB)")
+    def __init__(self, index: Index, decoder: Decoder, *, cache_bytes: int = 0) -> None:
         self._index = index
-        self._channels = channels
+        self._decoder = decoder
         self._cache_bytes = cache_bytes
         self._reset()
 
     def _reset(self) -> None:
         self._lock = Lock()
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lost: dict[int, DataError] = {}
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_open", "_cache", "_cached_bytes")
+        private = ("_lock", "_open", "_lost", "_cache", "_cached_bytes")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -65,65 +58,82 @@ class Reader:
         self._reset()
 
     def close(self) -> None:
-        """Let go of shards and cached pictures; the next read opens them again."""
+        """Let go of shards and decoded samples; the next read opens them again."""
         with self._lock:
-            self._open.clear()
+            self._open.clear()  # a file is closed when the last thread that reads from it has let go
+            self._lost.clear()
             self._cache.clear()
             self._cached_bytes = 0
 
     def sample(self, row_id: int) -> Sample:
-        """One sample: key, image (channels, height, width) uint8, label."""
-        return Sample(self._index.key(row_id), self.image(row_id), int(self._index.columns.labels[row_id]))
+        """One sample: key, decoded content, label."""
+        return Sample(self._index.key(row_id), self.decoded(row_id), int(self._index.columns.labels[row_id]))
 
-    def image(self, row_id: int) -> Tensor:
-        """The picture of one row, (channels, height, width) uint8; not to be changed in place.
+    def decoded(self, row_id: int) -> Tensor:
+        """What the decoder makes of one row; not to be changed in place.
 
         Raises:
-            DataError: the shard is shorter than the index says, or the bytes are no picture.
+            LostSampleError: the shard cannot be had, the bytes are not those that were packed, or cannot be decoded.
         """
         cached = self._cache.get(row_id)
         if cached is not None:
             return cached
-        data = self.read(row_id)
+        parts = self.read(row_id)
         try:
-            image = decode(data, self._channels)
+            decoded = self._decoder(parts)
         except ValueError as error:
-            raise DataError(f"{self._where(row_id)} is no readable picture: {error}") from None
-        if self._cached_bytes + image.nbytes <= self._cache_bytes:
-            self._cached_bytes += image.nbytes
-            self._cache[row_id] = image
-        return image
+            raise LostSampleError(f"{self._index.where(row_id)} cannot be decoded: {error}") from None
+        if self._cached_bytes + decoded.nbytes <= self._cache_bytes:
+            self._cached_bytes += decoded.nbytes
+            self._cache[row_id] = decoded
+        return decoded
 
-    def read(self, row_id: int) -> bytearray:
-        """The undecoded bytes of one row.
+    def read(self, row_id: int) -> Sequence[bytes | bytearray]:
+        """The files of one row, compared with what was packed.
 
         Raises:
-            DataError: the shard cannot be opened or is shorter than the index says.
+            LostSampleError: the shard cannot be had or is cut off, or the bytes have changed.
         """
         columns = self._index.columns
         data = bytearray(int(columns.sizes[row_id]))
         try:
             shard = self._shard(int(columns.shards[row_id]))
-            num_read = os.preadv(shard.descriptor, [data], int(columns.offsets[row_id]))
+            num_read = os.preadv(shard.fileno(), [data], int(columns.offsets[row_id]))
         except OSError as error:
-            raise DataError(f"{self._where(row_id)} cannot be read: {error.strerror}") from None
+            raise LostSampleError(f"{self._index.where(row_id)} cannot be read: {error.strerror}") from None
+        except DataError as error:
+            raise LostSampleError(f"{self._index.where(row_id)}: {error}") from None
         if num_read != len(data):
-            raise DataError(
-                f"{self._where(row_id)} is cut off: {num_read} of {len(data)} bytes; restore the shard, "
-                f"or delete {self._index.root} and pack the dataset again"
+            raise LostSampleError(
+                f"{self._index.where(row_id)} is cut off: {num_read} of {len(data)} bytes; restore the shard or pack "
+                f"the dataset again"
             )
-        return data
+        num_parts = int(columns.num_parts[row_id])
+        try:
+            parts: Sequence[bytes | bytearray] = [data] if num_parts == 1 else split_parts(data, num_parts)
+        except DataError as error:
+            raise LostSampleError(f"{self._index.where(row_id)} has changed since it was packed: {error}") from None
+        if content_hash(parts) != int(columns.hashes[row_id]):
+            raise LostSampleError(f"{self._index.where(row_id)} has changed since it was packed: restore the shard")
+        return parts
 
-    def _shard(self, position: int) -> _Shard:
+    def _shard(self, number: int) -> BinaryIO:
         with self._lock:
-            shard = self._open.get(position)
-            if shard is None:
-                shard = self._open[position] = _Shard(self._index.root / self._index.shard_names[position])
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(position)
+            shard = self._open.get(number)
+            if shard is not None:
+                self._open.move_to_end(number)
+                return shard
+            lost = self._lost.get(number)
+        if lost is not None:
+            raise lost
+        try:
+            shard = self._index.open_shard(number)  # may take long, so other shards can be read meanwhile
+        except DataError as error:
+            with self._lock:
+                self._lost[number] = error
+            raise
+        with self._lock:
+            shard = self._open.setdefault(number, shard)
+            if len(self._open) > _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
             return shard
-
-    def _where(self, row_id: int) -> str:
-        offset = int(self._index.columns.offsets[row_id])
-        return f"sample {self._index.key(row_id)!r} (shard {self._index.shard_path(row_id)}, offset {offset})"

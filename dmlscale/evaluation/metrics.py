@@ -16,7 +16,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 IntArray = NDArray[np.int64]
-Ints = IntArray | Tensor
+Ints = NDArray[np.integer] | Tensor
 Sums = dict[str, tuple[float, int]]
 
 NO_NEIGHBOR = np.iinfo(np.int64).min

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
 from dmlscale.config.components import LossChoice
 from dmlscale.config.schema import Config
+from dmlscale.data.decode import Decoder, find_decoder
+from dmlscale.data.cache import ShardCache, default_cache_folder
 from dmlscale.data.index import Index
-from dmlscale.data.loader import TrainStream, eval_batches
-from dmlscale.data.mined_plan import MinedOptions
+from dmlscale.data.loader import Recipe, TrainStream, eval_batches
+from dmlscale.data.log_mel import AudioOptions
+from dmlscale.data.mined_plan import MinedOptions, MinedSampling
 from dmlscale.data.mined_rounds import Mine, MinedRounds
-from dmlscale.data.transforms import find_transform
+from dmlscale.data.planner import EpochPlanner
+from dmlscale.data.retry import Retry
+from dmlscale.data.sampling import Sampling, SamplingName
 from dmlscale.data.types import Batch
 from dmlscale.distributed.class_sampling import ClassSampling
 from dmlscale.distributed.global_loss import GlobalLoss
@@ -43,7 +50,14 @@ def build_embedder(config: Config) -> Embedder:
         config.model.embedding_dim,
         normalize=config.model.normalize,
         channels_last=config.model.channels_last,
+        view_pooling=config.model.view_pooling,
     )
+
+
+def build_decoder(config: Config) -> Decoder:
+    """What makes tensors of a sample's files."""
+    d = config.data
+    return find_decoder(d.input, channels=d.channels, audio=None if d.audio is None else AudioOptions(**d.audio))
 
 
 def build_objective(config: Config, num_classes: int, world: World) -> Objective:
@@ -122,13 +136,25 @@ def half_precision(config: Config, device: torch.device) -> bool:
     return config.train.precision == "bf16"
 
 
+def open_index(config: Config) -> Index:
+    """The dataset.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    d = config.data
+    folder = default_cache_folder() if d.cache_folder is None else Path(d.cache_folder).expanduser()
+    cache = ShardCache(folder, int(d.cache_gb * 10**9), Retry(seconds=d.retry_seconds))
+    return Index.load(d.path, d.storage_options, cache)
+
+
 def mined_options(config: Config) -> MinedOptions | None:
     """How mined batches are made; None where batches are not mined."""
     d = config.data
-    if d.sampling == "classes":
+    if d.sampling not in get_args(MinedSampling):
         return None
     return MinedOptions(
-        sampling=d.sampling,
+        sampling=cast(MinedSampling, d.sampling),
         batch_size=d.classes_per_batch * d.samples_per_class,
         num_streams=d.num_streams,
         num_steps=d.mine_every,
@@ -137,38 +163,67 @@ def mined_options(config: Config) -> MinedOptions | None:
     )
 
 
-def build_stream(config: Config, index: Index, world: World, mine: Mine) -> TrainStream:
-    """This rank's training batches; ``mine`` is called for those that are mined."""
-    d = config.data
-    split = index.split(d.train_split)
+def build_plans(config: Config, split: Index, mine: Mine | None = None) -> EpochPlanner | MinedRounds:
+    """What the batches of a split are; ``mine`` is called for those that are mined.
+
+    Raises:
+        DataError: the data cannot be batched as asked.
+    """
+    d, seed = config.data, config.run.seed
     options = mined_options(config)
-    rounds = None if options is None else MinedRounds(split.labels, options, seed=config.run.seed, mine=mine)
-    return TrainStream(
-        split,
+    if options is not None:
+        assert mine is not None
+        return MinedRounds(split.labels, split.row_ids, options, seed=seed, mine=mine)
+    sampling = Sampling(
         classes_per_batch=d.classes_per_batch,
         samples_per_class=d.samples_per_class,
         num_streams=d.num_streams,
-        seed=config.run.seed,
-        transform=find_transform(d.transform),
-        channels=d.channels,
-        rank=world.rank,
-        num_ranks=world.num_ranks,
-        num_workers=d.loader_threads,
-        rounds=rounds,
+        name=cast(SamplingName, d.sampling),
+        frequency_power=d.frequency_power,
+        max_samples_per_class=d.max_samples_per_class,
+        super_classes_per_batch=d.super_classes_per_batch,
+        window_shards=d.window_shards,
+    )
+    return EpochPlanner(
+        split.class_rows,
+        sampling,
+        seed=seed,
+        super_classes=split.super_classes()[0] if d.sampling == "hierarchical" else None,
+        shards=split.shard_rows if d.window_shards else None,
     )
 
 
-def build_eval_batches(config: Config, index: Index, split: str, world: World) -> Iterator[Batch]:
-    """This rank's share of a split, once."""
-    return eval_batches(
-        index.split(split),
-        batch_size=config.evaluation.batch_size,
-        transform=find_transform(config.data.eval_transform),
-        channels=config.data.channels,
+def build_stream(config: Config, index: Index, world: World, mine: Mine) -> TrainStream:
+    """This rank's training batches; ``mine`` is called for those that are mined."""
+    split = index.split(config.data.train_split)
+    return TrainStream(
+        split,
+        build_plans(config, split, mine),
+        Recipe(build_decoder(config), config.data.transform.build()),
+        seed=config.run.seed,
         rank=world.rank,
         num_ranks=world.num_ranks,
         num_workers=config.data.loader_threads,
+        max_skipped=_most_skipped(config, split),
     )
+
+
+def build_eval_batches(config: Config, index: Index, split_name: str, world: World) -> Iterator[Batch]:
+    """This rank's share of a split, once."""
+    split = index.split(split_name)
+    return eval_batches(
+        split,
+        Recipe(build_decoder(config), config.data.eval_transform.build()),
+        batch_size=config.evaluation.batch_size,
+        rank=world.rank,
+        num_ranks=world.num_ranks,
+        num_workers=config.data.loader_threads,
+        max_skipped=_most_skipped(config, split),
+    )
+
+
+def _most_skipped(config: Config, split: Index) -> int:
+    return int(config.data.max_skipped * len(split))
 
 
 def build_rhythm(config: Config) -> Rhythm:

@@ -17,23 +17,22 @@ PRINT_EVERY_S = 2.0
 
 
 class PackProgress:
-    """A progress bar over packed items, shown once the first is there."""
+    """A progress bar over packed samples, shown once the first are there."""
 
-    def __init__(self, total: int | None) -> None:
-        self._total = total
+    def __init__(self) -> None:
         self._bar: Progress | None = None
 
-    def __call__(self, count: int) -> None:
-        """Shows that ``count`` items are packed."""
+    def __call__(self, count: int, total: int) -> None:
+        """Shows that ``count`` samples of ``total`` are packed."""
         if self._bar is None:
             columns = (
                 TextColumn("packing"),
                 BarColumn(),
-                TextColumn("{task.completed} samples"),
+                TextColumn("{task.completed:,} of {task.total:,} samples"),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("packing", total=self._total)
+            self._task = self._bar.add_task("packing", total=total)
             self._bar.start()
         self._bar.update(self._task, completed=count)
 

@@ -22,6 +22,7 @@ from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.launch import preflight, run_folder
+from dmlscale.launch.build import open_index
 from dmlscale.launch.display import ProgressTail, metrics_table
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.task import Task
@@ -85,7 +86,7 @@ def evaluate(checkpoint_path: str, overrides: list[str], *, local: bool, json_fi
     config = run_folder.resolve(config, "evaluation")
     _check_before_work(config, local)
     _check_json(json_file)
-    Index.load(config.data.path).split(config.data.eval_split)
+    open_index(config).split(config.data.eval_split)
     task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path))
     result = _runner(local)(task, config)
     _write_json(json_file, result)

@@ -16,7 +16,8 @@ from dmlscale.evaluation.embed import Embedded, embed, raw_pixels
 from dmlscale.evaluation.evaluate import evaluate, gather_embedded
 from dmlscale.evaluation.figures import retrieval_gallery
 from dmlscale.evaluation.gallery import gallery_rows
-from dmlscale.launch.build import build_eval_batches
+from dmlscale.evaluation.thumbnails import thumbnail
+from dmlscale.launch.build import build_decoder, build_eval_batches
 from dmlscale.launch.ranks import OverRanks
 
 
@@ -56,10 +57,10 @@ class Evaluator:
             metric=self._config.evaluation.metric,
             seed=self._config.run.seed,
         )
-        reader = Reader(self._index, channels=self._config.data.channels)
+        reader = Reader(self._index, build_decoder(self._config))
 
         def load_image(row_id: int) -> Any:
-            return reader.image(row_id).permute(1, 2, 0).squeeze(2).numpy()
+            return thumbnail(reader.decoded(row_id))
 
         try:
             return retrieval_gallery(rows, load_image, class_name=lambda label: self._index.class_names[label])

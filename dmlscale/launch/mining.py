@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
 from dmlscale.data.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
@@ -93,7 +94,12 @@ class Miner:
         everything, _ = gather_embedded(local, self._ranks.gather, rank=self._world.rank)
         if not bool(torch.isfinite(everything.embeddings).all()):
             raise DivergedError("the model's embeddings are no longer finite numbers: lower the learning rates")
-        assert np.array_equal(everything.ids.numpy(), self._index.split(split).row_ids)
+        missing = np.setdiff1d(self._index.split(split).row_ids, everything.ids.numpy())
+        if len(missing):
+            raise DataError(
+                f"{len(missing)} samples of {split!r} cannot be read, e.g. {self._index.where(int(missing[0]))}: offline "
+                f"mining needs all of them; repair the shards or use data.sampling=classes"
+            )
         return mine_hard_samples(
             everything.embeddings.numpy(),
             everything.labels.numpy(),

@@ -9,16 +9,21 @@ import torch
 
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
-from dmlscale.data.loader import eval_batches
+from dmlscale.data.loader import Recipe, eval_batches
 from dmlscale.data.mined_plan import check_mined_plan
-from dmlscale.data.plan import check_plan
 from dmlscale.data.shards import ensure_packed
-from dmlscale.data.transforms import find_transform
 from dmlscale.distributed.support import require_memory_support, require_sampling_support
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.metrics import count_relevant
 from dmlscale.evaluation.neighbors import require_faiss
-from dmlscale.launch.build import build_embedder, build_objective, mined_options
+from dmlscale.launch.build import (
+    build_decoder,
+    build_embedder,
+    build_objective,
+    build_plans,
+    mined_options,
+    open_index,
+)
 from dmlscale.launch.display import PackProgress
 from dmlscale.launch.errors import LaunchError
 from dmlscale.losses import LOSSES
@@ -32,24 +37,21 @@ def prepare_data(config: Config, say: Callable[[str], None]) -> Index:
     """
     if config.data.source is not None:
         source = config.data.source.build()
-        with PackProgress(source.num_items) as progress:
+        with PackProgress() as progress:
             summary = ensure_packed(source, config.data.path, progress=progress)
         say(str(summary))
-    return Index.load(config.data.path)
+    return open_index(config)
 
 
 def check_cheap(config: Config) -> None:
     """What needs neither data nor workers: names, options, and the packages evaluation needs.
 
     Raises:
-        DataError: an unknown transform.
         ModelError: an unknown backbone, or options it refuses.
         FaissMissingError: no faiss is installed.
         LaunchError: a loss that cannot work with a memory or with class sampling, or GPU options without a GPU.
     """
     require_faiss()
-    find_transform(config.data.transform)
-    find_transform(config.data.eval_transform)
     build_embedder(config)
     _check_terms(config)
     if config.model.batch_norm == "sync" and config.resources.device == "cpu":
@@ -92,18 +94,37 @@ def check_data(config: Config, index: Index) -> None:
     if options is not None:
         check_mined_plan(train.labels, options)
     else:
-        check_plan(
-            train.labels,
-            classes_per_batch=config.data.classes_per_batch,
-            samples_per_class=config.data.samples_per_class,
-            num_streams=config.data.num_streams,
-        )
+        build_plans(config, train)
+    _check_input(config, index)
+    _check_cache(config, train)
     outside = int(train.labels.max()) >= index.num_classes
     if outside and build_objective(config, 1, World()).banks():
         raise LaunchError(
             f"data.train_split={config.data.train_split!r} has labels up to {int(train.labels.max())}, but class "
             f"banks have a row for the {index.num_classes} classes of the split 'train' only"
         )
+
+
+def _check_input(config: Config, index: Index) -> None:
+    packed = index.description["input"]
+    if packed != config.data.input:
+        raise LaunchError(f"data.input={config.data.input!r}, but {index.storage} was packed from {packed!r}: set it so")
+
+
+def _check_cache(config: Config, train: Index) -> None:
+    """Whether what the batches are drawn from fits into the cache; else shards would be fetched again and again."""
+    d = config.data
+    far = [n for n in train.used_shards.tolist() if not train.storage.holds_locally(train.shards.names[n])]
+    sizes = train.shards.sizes[far]
+    if d.window_shards:
+        needed = int(np.sort(sizes)[::-1][: 2 * d.window_shards].sum())
+        what, advice = "two windows of shards take", "raise data.cache_gb or lower data.window_shards"
+    else:
+        needed = int(sizes.sum())
+        what = f"the shards of {d.train_split!r} take"
+        advice = "raise data.cache_gb, or set data.window_shards to draw batches from a few shards at a time"
+    if needed > d.cache_gb * 10**9:
+        raise LaunchError(f"{what} {needed / 1e9:.3g} GB, but data.cache_gb={d.cache_gb:g}: {advice}")
 
 
 def check_batch(config: Config, index: Index) -> None:
@@ -118,14 +139,14 @@ def check_batch(config: Config, index: Index) -> None:
         (config.data.eval_split, config.data.eval_transform),
     ):
         few = index.split(split).take(np.arange(2))
+        recipe = Recipe(build_decoder(config), transform.build())
         try:
-            batch = next(
-                eval_batches(few, batch_size=2, transform=find_transform(transform), channels=config.data.channels)
-            )
+            batch = next(eval_batches(few, recipe, batch_size=2))
             with torch.no_grad():
                 embedder(batch.images)
         except Exception as error:  # whatever a transform or a network makes of what does not fit
             raise LaunchError(
-                f"samples of the split {split!r} do not pass through data transform {transform!r} and "
-                f"{config.model.backbone} with data.channels={config.data.channels}: {error}"
+                f"samples of the split {split!r} do not pass through data transform {transform.name!r} and "
+                f"{config.model.backbone} with data.input={config.data.input} and "
+                f"data.channels={config.data.channels}: {error}"
             ) from error

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlscale.data.index import Index
 from dmlscale.data.loader import Position, TrainStream
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
@@ -20,6 +19,7 @@ from dmlscale.evaluation.embed import Embedded
 from dmlscale.launch import build
 from dmlscale.launch.evaluation import Evaluator
 from dmlscale.launch.mining import Miner
+from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.task import Task
 from dmlscale.models.embedder import Embedder
 from dmlscale.tracking.tracker import NullTracker, Tracker
@@ -41,7 +41,7 @@ def evaluate_checkpoint(task: Task, world: World, device: torch.device) -> dict[
     embedder = build.build_embedder(config).to(device)
     stored = {f"model.{name}": tensor for name, tensor in embedder.state_dict().items()}
     checkpoint.load(Path(task.checkpoint), stored, world)
-    evaluator = Evaluator(config, Index.load(config.data.path), world, device)
+    evaluator = Evaluator(config, build.open_index(config), world, device)
     metrics, _ = evaluator.model(embedder)
     baseline = evaluator.raw_pixels() if config.evaluation.raw_pixels else {}
     return {"metrics": metrics, "raw_pixels": baseline, "checkpoint": task.checkpoint}
@@ -60,7 +60,7 @@ class Training:
         self._task, self._world, self._device = task, world, device
         self._config = task.settings
         self._split = self._config.data.eval_split
-        self._index = Index.load(self._config.data.path)
+        self._index = build.open_index(self._config)
         self._embedder: Embedder = build.build_embedder(self._config).to(device)
         objective = build.build_objective(self._config, self._index.num_classes, world).to(device)
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
@@ -75,6 +75,8 @@ class Training:
             say=lambda message: self._say(message=message),
             log=self._tracker.log_metrics,
         )
+        self._ranks = OverRanks(world, device)
+        self._num_skipped = 0
         self._metrics: dict[str, float] = {}
         self._local: Embedded | None = None
 
@@ -89,6 +91,7 @@ class Training:
             try:
                 end = run_loop(self._trainee, stream, rhythm, hooks, start, self._device)
                 result = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
+                result["skipped_samples"] = self._num_skipped
                 if not end.was_stopped:
                     result |= self._finish(end.step)
             except BaseException as error:
@@ -135,6 +138,8 @@ class Training:
         return tensors(self._embedder, self._trainee.objective, self._trainee.optimizer, self._world)
 
     def _log(self, step: int, metrics: dict[str, float], position: Position) -> None:
+        self._num_skipped = int(self._ranks.all_sum(torch.tensor([len(self._stream.skipped)])))
+        metrics["data/skipped_samples"] = float(self._num_skipped)
         if self._world.rank == 0:
             # Tells whether two runs saw the same global batch, without storing its ids.
             ids = np.sort(self._stream.global_ids(position))

@@ -73,7 +73,7 @@ def run_loop(
         waited = time.perf_counter()
         following, batch = next(stream)
         meter.waited(time.perf_counter() - waited)
-        loss, terms = train_step(trainee, batch.to(device), step, stream.local_sizes(position))
+        loss, terms = train_step(trainee, batch.to(device), step)
         meter.stepped(len(stream.global_ids(position)))
         done = step + 1
         if done % rhythm.log_every == 0 or done == rhythm.steps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +33,13 @@ class Trainee:
     micro_batch: int | None = None  # most samples in the network at a time: training/accumulate.py
 
 
-def train_step(
-    trainee: Trainee, batch: Batch, step: int, stream_sizes: Mapping[int, int]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def train_step(trainee: Trainee, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimizer step on this rank's part of the global batch.
 
     Args:
         trainee: what is trained.
         batch: this rank's samples.
         step: number of steps done before.
-        stream_sizes: samples of each canonical stream in the batch, by the stream's number.
 
     Returns:
         () the loss of the global batch, the same on every rank and not yet fetched from the device; terms by name.
@@ -51,7 +47,7 @@ def train_step(
     set_learning_rates(trainee.optimizer, trainee.schedule(step))
     trainee.optimizer.zero_grad()
     # Reproducible: a stream's samples go through the network together, whichever rank they are on.
-    groups = stream_sizes if trainee.reproducible else {trainee.world.rank: len(batch.images)}
+    groups = batch.stream_sizes if trainee.reproducible else {trainee.world.rank: len(batch.images)}
     parts = parts_of(batch.images, groups, (trainee.seed, step), trainee.micro_batch)
 
     def forward(part: Part) -> Tensor:

@@ -7,12 +7,9 @@ from hashlib import blake2b
 from dmlscale.data.errors import DataError
 from dmlscale.data.sources import TEST_SPLIT, TRAIN_SPLIT
 
-# The class of a sample that has none, listed only to be rejected. In "test" it takes no label from those trained on.
-NO_LABEL = "(no label)"
-
 
 def split_of_class(class_name: str, train_fraction: float, seed: int) -> str:
-    """The split of all samples of a class: "train" or "test", and "test" for ``NO_LABEL``.
+    """The split of all samples of a class: "train" or "test".
 
     A function of the name and the seed alone: more samples, or more classes, move no class to the other side.
 
@@ -21,8 +18,6 @@ def split_of_class(class_name: str, train_fraction: float, seed: int) -> str:
         train_fraction: probability of "train".
         seed: another one deals the classes anew.
     """
-    if class_name == NO_LABEL:
-        return TEST_SPLIT
     digest = blake2b(f"{seed}/{class_name}".encode(), digest_size=8).digest()
     return TRAIN_SPLIT if int.from_bytes(digest, "little") < train_fraction * 2**64 else TEST_SPLIT
 

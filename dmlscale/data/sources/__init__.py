@@ -1,4 +1,4 @@
-"""Datasets to pack, one module each: a frozen dataclass of options that lists labelled samples and loads their files."""
+"""Datasets to pack, one module each: a frozen dataclass of options that lists labelled samples and loads them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Item(NamedTuple):
     ref: str  # where its bytes are: what `load` takes
     extension: str  # of its file, without the dot: "png", "jpg"
     super_class: str = ""  # where the dataset has a level above its classes
+    defect: str = ""  # why it cannot be packed, if the list alone tells: then class and extension do not matter
 
 
 class OpenSource(Protocol):
@@ -67,7 +68,8 @@ class Source(Protocol):
                 cut off and deleted when it is complete. The packer opens the source once alone before its processes do.
 
         Raises:
-            DataError: the files are not there, or not in the official layout; names what is missing and where to get it.
+            DataError: the files are not there, or not in the official layout; names what is missing and where to get
+                it.
         """
 
 

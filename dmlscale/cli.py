@@ -46,6 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("overrides", nargs="*", metavar="option=value", help="options of the source")
     pack.set_defaults(run=_pack)
 
+    inspect = commands.add_parser("inspect", help="a packed dataset -> what is in it, in numbers and pictures")
+    inspect.add_argument("path", help="its folder or URL")
+    inspect.add_argument("--split", metavar="NAME", help="look at one split")
+    inspect.add_argument("--classes", type=int, default=8, metavar="N", help="to name and to draw (default: 8)")
+    inspect.add_argument("--pictures", metavar="FILE", help="draw samples of some classes, as PNG")
+    inspect.add_argument("--json", metavar="FILE", help="write the numbers for machines")
+    inspect.set_defaults(run=_inspect)
+
+    verify = commands.add_parser("verify", help="a packed dataset -> whether every byte is as its index says")
+    verify.add_argument("path", help="its folder or URL")
+    verify.add_argument("--processes", type=int, metavar="N", help="that read shards (default: one per core)")
+    verify.add_argument("--quick", action="store_true", help="compare tables and the sizes of shards only")
+    verify.set_defaults(run=_verify)
+
     train = commands.add_parser("train", help="a config -> a trained model and an MLflow run")
     train.add_argument("config", help="YAML file, e.g. configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=200 losses.margin=0.1")
@@ -67,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, evaluate):
         command.add_argument("--local", action="store_true", help="one process, without Ray")
         command.add_argument("--json", metavar="FILE", help="write the final figures for machines")
-    for command in (pack, train, evaluate, losses):
+    for command in (pack, inspect, verify, train, evaluate, losses):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
@@ -76,6 +90,24 @@ def _pack(options: argparse.Namespace) -> int:
     from dmlscale.launch.pack import pack
 
     return pack(options.source, options.path, options.overrides)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from dmlscale.launch.inspect import inspect
+
+    return inspect(
+        options.path,
+        split=options.split,
+        num_classes=options.classes,
+        pictures_file=options.pictures,
+        json_file=options.json,
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dmlscale.launch.verify import verify
+
+    return verify(options.path, num_processes=options.processes, quick=options.quick)
 
 
 def _train(options: argparse.Namespace) -> int:

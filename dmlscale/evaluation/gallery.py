@@ -75,7 +75,8 @@ def pick_queries(
 
 
 def gallery_rows(
-    samples: Embedded,
+    queries: Embedded,
+    gallery: Embedded | None = None,
     *,
     num_queries: int = 9,
     num_neighbors: int = 7,
@@ -83,10 +84,11 @@ def gallery_rows(
     metric: Metric = "cosine",
     seed: int = 0,
 ) -> list[RetrievalRow]:
-    """Some queries of a set of samples with their nearest neighbours among all others.
+    """Some queries with their nearest neighbours in a gallery, or among all other queries.
 
     Args:
-        samples: query and gallery at once, as from `gather_embedded`.
+        queries: as from `gather_embedded`.
+        gallery: what they are looked up in; None where that is the queries themselves, each among all others.
         num_queries: see `pick_queries`; scored by MAP@R.
         num_neighbors: per query; fewer where there are fewer samples.
         max_candidates: worst and best are looked for among so many random queries, so that a picture does not
@@ -94,16 +96,18 @@ def gallery_rows(
         metric: which neighbours are near.
         seed: of the candidates and the choice.
     """
-    embeddings, labels, ids = (tensor.numpy() for tensor in samples)
-    num_relevant = count_relevant(labels)
+    embeddings, labels, ids = (tensor.numpy() for tensor in queries)
+    searched, searched_labels, searched_ids = (tensor.numpy() for tensor in (queries if gallery is None else gallery))
+    num_relevant = count_relevant(labels, None if gallery is None else searched_labels)
     answerable = np.flatnonzero(num_relevant > 0)
     rng = np.random.default_rng(seed)
     candidates = rng.choice(answerable, min(max_candidates, len(answerable)), replace=False)
     if not len(candidates):
         return []
     k = max(num_neighbors, int(num_relevant[candidates].max()))
-    closeness, neighbors = nearest(embeddings[candidates], embeddings, k, exclude=candidates, metric=metric)
-    neighbor_labels = np.where(neighbors >= 0, labels[neighbors], NO_NEIGHBOR)
+    exclude = candidates if gallery is None else None
+    closeness, neighbors = nearest(embeddings[candidates], searched, k, exclude=exclude, metric=metric)
+    neighbor_labels = np.where(neighbors >= 0, searched_labels[neighbors], NO_NEIGHBOR)
     scores = query_scores(neighbor_labels, labels[candidates], num_relevant[candidates], ks=())["map_at_r"]
 
     def row_of(query: PickedQuery) -> RetrievalRow:
@@ -114,7 +118,9 @@ def gallery_rows(
             kind=query.kind,
             score=query.score,
             neighbors=tuple(
-                Neighbor(int(ids[row]), int(labels[row]), float(value)) for row, value in found if row >= 0
+                Neighbor(int(searched_ids[row]), int(searched_labels[row]), float(value))
+                for row, value in found
+                if row >= 0
             ),
         )
 

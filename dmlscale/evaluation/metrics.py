@@ -1,9 +1,9 @@
 """Retrieval and clustering metrics, as pure functions of neighbour labels.
 
-q queries, k neighbours per query, R = number of relevant gallery items of a query (its class without itself).
-Every retrieval metric is a mean over the queries with R >= 1: a query whose class has no other sample cannot
-be answered, so it is left out (as pytorch-metric-learning does) and counted apart. Means are kept as
-(sum, count) pairs until the end, so that ranks can add theirs up before the one division.
+q queries, k neighbours per query, R = number of relevant gallery items of a query: those of its class, without the
+query itself where a set is searched with itself. Every retrieval metric is a mean over the queries with R >= 1: a
+query without a relevant item cannot be answered, so it is left out (as pytorch-metric-learning does) and counted apart.
+Means are kept as (sum, count) pairs until the end, so that ranks can add theirs up before the one division.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def query_scores(
     """The retrieval metrics of each single query.
 
     Args:
-        neighbor_labels: (q, k), class of the i-th nearest gallery item without the query itself; padded with
+        neighbor_labels: (q, k), class of the i-th nearest gallery item, never the query itself; padded with
             `NO_NEIGHBOR`; k >= max(max(num_relevant), max(ks)).
         query_labels: (q,).
         num_relevant: (q,), R of each query.
@@ -97,7 +97,7 @@ def means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
         ValueError: no query can be answered.
     """
     if any(count == 0 for _, count in sums.values()):
-        raise ValueError("no class has two samples: there is nothing to retrieve")
+        raise ValueError("no query has a relevant item: there is nothing to retrieve")
     return {name: total / count for name, (total, count) in sums.items()}
 
 
@@ -132,10 +132,25 @@ def map_at_r(neighbor_labels: Ints, query_labels: Ints, num_relevant: Ints) -> f
     return means(retrieval_sums(neighbor_labels, query_labels, num_relevant, ks=()))["map_at_r"]
 
 
-def count_relevant(labels: Ints) -> IntArray:
-    """(n,) R of each item when the whole set is searched with itself: the size of its class minus one."""
-    _, inverse, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    return (sizes[inverse] - 1).astype(np.int64)
+def count_relevant(labels: Ints, gallery_labels: Ints | None = None) -> IntArray:
+    """R of each query.
+
+    Args:
+        labels: (q,) classes of the queries.
+        gallery_labels: (n,) classes of what is searched; None where the queries themselves are.
+
+    Returns:
+        (q,) the number of gallery items of the query's class, 0 where there is none; without a gallery the size of
+        its class minus one.
+    """
+    if gallery_labels is None:
+        _, inverse, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        return (sizes[inverse] - 1).astype(np.int64)
+    classes, sizes = np.unique(np.asarray(gallery_labels), return_counts=True)
+    if not len(classes):
+        return np.zeros(len(labels), np.int64)
+    places = np.minimum(np.searchsorted(classes, np.asarray(labels)), len(classes) - 1)
+    return np.where(classes[places] == np.asarray(labels), sizes[places], 0).astype(np.int64)
 
 
 def nmi(assignments: Ints, labels: Ints) -> float:

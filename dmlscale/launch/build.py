@@ -11,8 +11,8 @@ from torch import nn
 
 from dmlscale.config.components import LossChoice
 from dmlscale.config.schema import Config
-from dmlscale.data.decode import Decoder, find_decoder
 from dmlscale.data.cache import ShardCache, default_cache_folder
+from dmlscale.data.decode import Decoder, find_decoder
 from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, TrainStream, eval_batches
 from dmlscale.data.log_mel import AudioOptions
@@ -188,7 +188,7 @@ def build_plans(config: Config, split: Index, mine: Mine | None = None) -> Epoch
         split.class_rows,
         sampling,
         seed=seed,
-        super_classes=split.super_classes()[0] if d.sampling == "hierarchical" else None,
+        super_classes=split.super_classes()[0] if split.has_super_classes else None,
         shards=split.shard_rows if d.window_shards else None,
     )
 

@@ -69,6 +69,9 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
         )
         return EXIT_RESUME_ME
     _show(result, config)
+    if result["skipped"]:
+        why = ", ".join(f"{count:,} x {kind}" for kind, count in result["skipped"].items())
+        print(f"\nskipped       training samples that could not be read: {why}; `dmlscale verify` names them")
     print(f"\ncheckpoint    {result['checkpoint']}")
     print(f"mlflow run    {run_id}  (experiment {config.tracking.experiment}, {uri})")
     if is_server(uri):
@@ -86,7 +89,7 @@ def evaluate(checkpoint_path: str, overrides: list[str], *, local: bool, json_fi
     config = run_folder.resolve(config, "evaluation")
     _check_before_work(config, local)
     _check_json(json_file)
-    open_index(config).split(config.data.eval_split)
+    preflight.check_evaluation(config, open_index(config))
     task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path))
     result = _runner(local)(task, config)
     _write_json(json_file, result)
@@ -169,7 +172,12 @@ def _start_run(config: Config, index: Index, uri: str, folder: Path, config_file
         description=f"**{losses}** on {dataset}, from `{config_file}`",
         datasets=[
             DatasetNote(f"{dataset}/{split}", digest, config.data.path, index.description, context)
-            for split, context in ((config.data.train_split, "train"), (config.data.eval_split, "eval"))
+            for split, context in (
+                (config.data.train_split, "train"),
+                (config.data.eval_split, "eval"),
+                (config.data.gallery_split, "gallery"),
+            )
+            if split is not None
         ],
     )
     return run_id
@@ -245,5 +253,6 @@ def _write_json(json_file: str | None, result: dict[str, Any]) -> None:
 
 
 def _show(result: dict[str, Any], config: Config) -> None:
-    title = f"zero-shot retrieval, {config.data.eval_split} split of {Path(config.data.path).name}"
+    gallery = f" in {config.data.gallery_split}" if config.data.gallery_split else ""
+    title = f"zero-shot retrieval, {config.data.eval_split}{gallery} split of {Path(config.data.path).name}"
     Console().print(metrics_table(title, result["metrics"], result["raw_pixels"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,18 +13,20 @@ from torch import nn
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.reader import Reader
+from dmlscale.data.types import Batch
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, embed, raw_pixels
 from dmlscale.evaluation.evaluate import evaluate, gather_embedded
 from dmlscale.evaluation.figures import retrieval_gallery
 from dmlscale.evaluation.gallery import gallery_rows
+from dmlscale.evaluation.neighbors import Metric
 from dmlscale.evaluation.thumbnails import thumbnail
 from dmlscale.launch.build import build_decoder, build_eval_batches
 from dmlscale.launch.ranks import OverRanks
 
 
 class Evaluator:
-    """Zero-shot retrieval of the evaluation split.
+    """Zero-shot retrieval of the evaluation split: among itself, or in the gallery split where the config names one.
 
     Args:
         config: of the run.
@@ -33,11 +37,10 @@ class Evaluator:
 
     def __init__(self, config: Config, index: Index, world: World, device: torch.device) -> None:
         self._config, self._index, self._world, self._device = config, index, world, device
-        self._split = config.data.eval_split
         self._ranks = OverRanks(world, device)
 
     def model(self, net: nn.Module) -> tuple[dict[str, float], Embedded]:
-        """Metrics by name, the same on every rank, and this rank's embeddings."""
+        """Metrics by name, the same on every rank, and this rank's embeddings: those of queries and gallery."""
         local = embed(net, self._batches(), self._device)
         return self._measure(local, self._config.evaluation.metric, with_nmi=True), local
 
@@ -47,12 +50,18 @@ class Evaluator:
         return {name: value for name, value in measured.items() if not name.startswith("num_")}
 
     def gallery(self, local: Embedded) -> Figure | None:
-        """Queries and their nearest neighbours; on rank 0, None elsewhere."""
-        everything, _ = gather_embedded(local, self._ranks.gather, rank=self._world.rank)
+        """Queries and their nearest neighbours; on rank 0, None elsewhere.
+
+        Args:
+            local: this rank's embeddings, as from `model`.
+        """
+        queries, gallery = self._sides(local)
+        queries, gallery = self._of_all_ranks(queries), None if gallery is None else self._of_all_ranks(gallery)
         if self._world.rank != 0 or self._config.evaluation.gallery_queries == 0:
             return None
         rows = gallery_rows(
-            everything,
+            queries,
+            gallery,
             num_queries=self._config.evaluation.gallery_queries,
             metric=self._config.evaluation.metric,
             seed=self._config.run.seed,
@@ -67,12 +76,28 @@ class Evaluator:
         finally:
             reader.close()
 
-    def _batches(self) -> Any:
-        return build_eval_batches(self._config, self._index, self._split, self._world)
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's share of the queries, then that of the gallery."""
+        splits = [self._config.data.eval_split, self._config.data.gallery_split]
+        shares = [
+            build_eval_batches(self._config, self._index, split, self._world) for split in splits if split is not None
+        ]
+        return chain.from_iterable(shares)
 
-    def _measure(self, local: Embedded, metric: Any, *, with_nmi: bool) -> dict[str, float]:
+    def _sides(self, local: Embedded) -> tuple[Embedded, Embedded | None]:
+        """Queries and gallery, told apart by the splits of their rows; None where the queries are their own gallery."""
+        if self._config.data.gallery_split is None:
+            return local, None
+        number = self._index.splits.index(self._config.data.eval_split)
+        is_query = torch.from_numpy(self._index.columns.splits[local.ids.numpy()] == number)
+        return Embedded(*(values[is_query] for values in local)), Embedded(*(values[~is_query] for values in local))
+
+    def _of_all_ranks(self, local: Embedded) -> Embedded:
+        return gather_embedded(local, self._ranks.gather, rank=self._world.rank)[0]
+
+    def _measure(self, local: Embedded, metric: Metric, *, with_nmi: bool) -> dict[str, float]:
         return evaluate(
-            local,
+            *self._sides(local),
             gather=self._ranks.gather,
             all_sum=self._ranks.all_sum,
             rank=self._world.rank,

@@ -97,8 +97,8 @@ class Miner:
         missing = np.setdiff1d(self._index.split(split).row_ids, everything.ids.numpy())
         if len(missing):
             raise DataError(
-                f"{len(missing)} samples of {split!r} cannot be read, e.g. {self._index.where(int(missing[0]))}: offline "
-                f"mining needs all of them; repair the shards or use data.sampling=classes"
+                f"{len(missing)} samples of {split!r} cannot be read, e.g. {self._index.where(int(missing[0]))}: "
+                f"offline mining needs all of them; repair the shards or use data.sampling=classes"
             )
         return mine_hard_samples(
             everything.embeddings.numpy(),

@@ -29,9 +29,10 @@ def pack(source_name: str, path: str, overrides: list[str]) -> int:
         setting: SourceSetting = TypeAdapter(SourceChoice).validate_python(values)
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    source = setting.build()
     with PackProgress() as progress:
-        summary = ensure_packed(setting.build(), path, options, progress=progress)
-    print(summary)
+        summary = ensure_packed(source, path, options, progress=progress)
+    print("\n".join([str(summary), *summary.differences(source)]))
     return 0
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from dmlscale.config.schema import Config
+from dmlscale.data.damage import damaged_shards
 from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, eval_batches
 from dmlscale.data.mined_plan import check_mined_plan
 from dmlscale.data.shards import ensure_packed
+from dmlscale.data.storage import Storage
 from dmlscale.distributed.support import require_memory_support, require_sampling_support
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.metrics import count_relevant
@@ -28,6 +31,8 @@ from dmlscale.launch.display import PackProgress
 from dmlscale.launch.errors import LaunchError
 from dmlscale.losses import LOSSES
 
+_TRIED = 8  # samples of a split that are tried for a batch
+
 
 def prepare_data(config: Config, say: Callable[[str], None]) -> Index:
     """The dataset, packed first if the config says from what.
@@ -36,10 +41,13 @@ def prepare_data(config: Config, say: Callable[[str], None]) -> Index:
         DataError: it is missing, damaged, or was packed with other options.
     """
     if config.data.source is not None:
+        if not Storage.open(config.data.path).is_local:
+            raise LaunchError(f"data.source is packed into a folder: data.path={config.data.path} must be one")
         source = config.data.source.build()
         with PackProgress() as progress:
             summary = ensure_packed(source, config.data.path, progress=progress)
-        say(str(summary))
+        for line in (str(summary), *summary.differences(source)):
+            say(line)
     return open_index(config)
 
 
@@ -78,7 +86,7 @@ def _check_terms(config: Config) -> None:
                 raise LaunchError(f"{where}.{key}: {error}; leave the key out or choose another loss") from None
 
 
-def check_data(config: Config, index: Index) -> None:
+def check_data(config: Config, index: Index, say: Callable[[str], None] = print) -> None:
     """Whether the data can be batched and the losses built as asked.
 
     Raises:
@@ -86,15 +94,14 @@ def check_data(config: Config, index: Index) -> None:
         LaunchError: the splits leave nothing to evaluate, or have classes that the banks lack.
     """
     train = index.split(config.data.train_split)
-    if count_relevant(index.split(config.data.eval_split).labels).max() < 1:
-        raise LaunchError(
-            f"data.eval_split={config.data.eval_split!r}: no class has two samples, so there is nothing to retrieve"
-        )
+    check_evaluation(config, index)
     options = mined_options(config)
     if options is not None:
         check_mined_plan(train.labels, options)
     else:
         build_plans(config, train)
+    for name in (config.data.train_split, config.data.eval_split):
+        _check_shards(config, index.split(name), name, say)
     _check_input(config, index)
     _check_cache(config, train)
     outside = int(train.labels.max()) >= index.num_classes
@@ -105,10 +112,49 @@ def check_data(config: Config, index: Index) -> None:
         )
 
 
+def check_evaluation(config: Config, index: Index) -> None:
+    """Whether there is something to retrieve.
+
+    Raises:
+        DataError: a split is missing.
+        LaunchError: no query has a sample of its class to find.
+    """
+    d = config.data
+    queries = index.split(d.eval_split)
+    if d.gallery_split is None:
+        if not count_relevant(queries.labels).any():
+            raise LaunchError(
+                f"data.eval_split={d.eval_split!r}: no class has two samples, so there is nothing to retrieve"
+            )
+    elif not count_relevant(queries.labels, index.split(d.gallery_split).labels).any():
+        raise LaunchError(
+            f"data.eval_split={d.eval_split!r} and data.gallery_split={d.gallery_split!r} have no class in common, so "
+            f"there is nothing to retrieve: name splits of the same classes, or set data.gallery_split=null to look up "
+            f"each query among the others"
+        )
+
+
+def _check_shards(config: Config, split: Index, name: str, say: Callable[[str], None]) -> None:
+    damaged = damaged_shards(split)
+    num_lost = sum(shard.num_lost for shard in damaged)
+    if not num_lost:
+        return
+    first = f"{damaged[0].path} {damaged[0].what}" + (f" and {len(damaged) - 1} others" if len(damaged) > 1 else "")
+    what = f"{num_lost:,} of {len(split):,} samples of the split {name!r} cannot be read: {first}"
+    if num_lost > config.data.max_skipped * len(split):
+        raise LaunchError(
+            f"{what}: restore the shards (`dmlscale verify {config.data.path}` lists all), pack again, or raise "
+            f"data.max_skipped ({config.data.max_skipped:g} of a split)"
+        )
+    say(f"warning: {what}; they are skipped")
+
+
 def _check_input(config: Config, index: Index) -> None:
     packed = index.description["input"]
     if packed != config.data.input:
-        raise LaunchError(f"data.input={config.data.input!r}, but {index.storage} was packed from {packed!r}: set it so")
+        raise LaunchError(
+            f"data.input={config.data.input!r}, but {index.storage} was packed from {packed!r}: set it so"
+        )
 
 
 def _check_cache(config: Config, train: Index) -> None:
@@ -134,14 +180,21 @@ def check_batch(config: Config, index: Index) -> None:
         LaunchError: they do not, or a picture cannot be read.
     """
     embedder = build_embedder(config).eval()
+    d = config.data
     for split, transform in (
-        (config.data.train_split, config.data.transform),
-        (config.data.eval_split, config.data.eval_transform),
+        (d.train_split, d.transform),
+        (d.eval_split, d.eval_transform),
+        (d.gallery_split, d.eval_transform),
     ):
-        few = index.split(split).take(np.arange(2))
+        if split is None:
+            continue
+        whole = index.split(split)
+        few = whole.take(np.arange(min(len(whole), _TRIED)))
         recipe = Recipe(build_decoder(config), transform.build())
         try:
-            batch = next(eval_batches(few, recipe, batch_size=2))
+            # A few bad samples are skipped in training as well; if all of these are bad, more will be.
+            with closing(eval_batches(few, recipe, batch_size=2, max_skipped=len(few) - 1)) as batches:
+                batch = next(batches)
             with torch.no_grad():
                 embedder(batch.images)
         except Exception as error:  # whatever a transform or a network makes of what does not fit

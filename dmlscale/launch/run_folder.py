@@ -10,6 +10,7 @@ import yaml
 
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
+from dmlscale.data.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.training import checkpoint
 
@@ -31,7 +32,7 @@ def resolve(config: Config, config_name: str) -> Config:
     values = config.model_dump(mode="json")
     values["run"]["name"] = config.run.name or f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}"
     values["run"]["folder"] = str(Path(config.run.folder).absolute())
-    values["data"]["path"] = str(Path(config.data.path).absolute())
+    values["data"]["path"] = Storage.open(config.data.path).root
     return check_config(values, "the resolved config")
 
 

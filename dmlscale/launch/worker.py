@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from dmlscale.data.loader import Position, TrainStream
+from dmlscale.data.reader import LossKind
+from dmlscale.data.skipped import KINDS
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.evaluation.embed import Embedded
@@ -76,7 +79,7 @@ class Training:
             log=self._tracker.log_metrics,
         )
         self._ranks = OverRanks(world, device)
-        self._num_skipped = 0
+        self._skipped: dict[int, LossKind] = {}
         self._metrics: dict[str, float] = {}
         self._local: Embedded | None = None
 
@@ -90,8 +93,8 @@ class Training:
             rhythm = build.build_rhythm(self._config)
             try:
                 end = run_loop(self._trainee, stream, rhythm, hooks, start, self._device)
-                result = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
-                result["skipped_samples"] = self._num_skipped
+                result: dict[str, Any] = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
+                result["skipped"] = dict(Counter(self._skipped.values()))
                 if not end.was_stopped:
                     result |= self._finish(end.step)
             except BaseException as error:
@@ -138,8 +141,7 @@ class Training:
         return tensors(self._embedder, self._trainee.objective, self._trainee.optimizer, self._world)
 
     def _log(self, step: int, metrics: dict[str, float], position: Position) -> None:
-        self._num_skipped = int(self._ranks.all_sum(torch.tensor([len(self._stream.skipped)])))
-        metrics["data/skipped_samples"] = float(self._num_skipped)
+        metrics["data/skipped_samples"] = float(self._count_skipped())
         if self._world.rank == 0:
             # Tells whether two runs saw the same global batch, without storing its ids.
             ids = np.sort(self._stream.global_ids(position))
@@ -151,6 +153,18 @@ class Training:
                 batch=f"{zlib.crc32(ids.tobytes()):08x}",
             )
             self._tracker.log_metrics(metrics, step)
+
+    def _count_skipped(self) -> int:
+        """Training samples left out so far, over all ranks; says so when there are more of them."""
+        new = torch.tensor(self._stream.skipped.take_new(), dtype=torch.int64).reshape(-1, 2)
+        new = self._ranks.gather(new)
+        # By row: in another epoch another rank may meet the same sample.
+        self._skipped |= {row: KINDS[kind] for row, kind in new.tolist()}
+        if len(new):
+            counts = Counter(self._skipped.values())
+            why = ", ".join(f"{count:,} x {kind}" for kind, count in counts.items())
+            self._say(message=f"{counts.total():,} training samples skipped so far: {why}")
+        return len(self._skipped)
 
     def _evaluate(self, step: int) -> None:
         average_buffers(self._embedder, self._world)

@@ -26,16 +26,31 @@ def split(samples: Embedded, sizes: list[int]) -> list[Embedded]:
     return [Embedded(*parts) for parts in zip(*(tensor.split(sizes) for tensor in samples), strict=True)]
 
 
-def brute_force(embeddings: NDArray[np.floating], labels: NDArray[np.integer], ks: tuple[int, ...]) -> dict[str, float]:
-    """Cosine retrieval of each sample among the others, one query and one rank at a time."""
-    unit = embeddings.astype(np.float64)
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+def query_and_gallery(seed: int = 0) -> tuple[Embedded, Embedded]:
+    """Queries of the classes 0..8 and a gallery of the classes 3..11: some of either are missing on the other side."""
+    samples = random_samples(150, num_classes=12, seed=seed)
+    is_query = torch.arange(150) < 45
+    queries = Embedded(*(tensor[is_query & (samples.labels < 9)] for tensor in samples))
+    gallery = Embedded(*(tensor[~is_query & (samples.labels > 2)] for tensor in samples))
+    assert 0 < len(set(queries.labels.tolist()) - set(gallery.labels.tolist())) < len(set(queries.labels.tolist()))
+    return queries, gallery
+
+
+def brute_force(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    ks: tuple[int, ...],
+    gallery: tuple[NDArray[np.floating], NDArray[np.integer]] | None = None,
+) -> dict[str, float]:
+    """Cosine retrieval of each sample among the others or in a gallery, one query and one rank at a time."""
+    unit = _directions(embeddings)
+    there, there_labels = (unit, labels) if gallery is None else (_directions(gallery[0]), gallery[1])
     collected: dict[str, list[float]] = {name: [] for name in ("map_at_r", "r_precision", "precision_at_1")}
     collected |= {f"recall_at_{k}": [] for k in ks}
     for query in range(len(unit)):
-        others = [row for row in range(len(unit)) if row != query]
-        others.sort(key=lambda row: (-float(unit[query] @ unit[row]), row))
-        hits = [int(labels[row]) == int(labels[query]) for row in others]
+        others = [row for row in range(len(there)) if gallery is not None or row != query]
+        others.sort(key=lambda row: (-float(unit[query] @ there[row]), row))
+        hits = [int(there_labels[row]) == int(labels[query]) for row in others]
         num_relevant = sum(hits)
         if num_relevant == 0:
             continue
@@ -46,3 +61,8 @@ def brute_force(embeddings: NDArray[np.floating], labels: NDArray[np.integer], k
         precisions = [sum(hits[: i + 1]) / (i + 1) * hits[i] for i in range(num_relevant)]
         collected["map_at_r"].append(sum(precisions) / num_relevant)
     return {name: float(np.mean(values)) for name, values in collected.items()}
+
+
+def _directions(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+    rows = embeddings.astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -14,6 +14,7 @@ def _batches(sizes: list[int], side: int = 8) -> list[Batch]:
             torch.randn(n, 3, side, side, generator=generator),
             torch.arange(n) % 2,
             torch.arange(start, start + n),
+            {0: n},
         )
         for n, start in zip(sizes, starts, strict=True)
     ]

@@ -3,7 +3,7 @@ import torch
 
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.gallery import gallery_rows, pick_queries
-from tests.evaluation.oracles import random_samples
+from tests.evaluation.oracles import query_and_gallery, random_samples
 
 
 def test_a_third_each_of_worst_random_and_best() -> None:
@@ -49,6 +49,21 @@ def test_rows_hold_the_nearest_others_by_id() -> None:
         np.testing.assert_allclose([neighbor.closeness for neighbor in row.neighbors], values, atol=1e-6)
         assert row.label == label_of[row.id]
         assert all(neighbor.label == label_of[neighbor.id] for neighbor in row.neighbors)
+
+
+def test_rows_hold_the_nearest_of_a_gallery() -> None:
+    queries, gallery = query_and_gallery()
+    gallery = gallery._replace(embeddings=torch.cat([queries.embeddings[:5], gallery.embeddings[5:]]))
+    rows = gallery_rows(queries, gallery, num_queries=9, num_neighbors=4)
+    assert len(rows) == 9
+    answerable = set(gallery.labels.tolist())
+    unit = [torch.nn.functional.normalize(side.embeddings) for side in (queries, gallery)]
+    for row in rows:
+        assert row.label in answerable
+        values, order = (unit[1] @ unit[0][queries.ids.tolist().index(row.id)]).topk(4)
+        assert [neighbor.id for neighbor in row.neighbors] == gallery.ids[order].tolist()
+        assert [neighbor.label for neighbor in row.neighbors] == gallery.labels[order].tolist()
+        np.testing.assert_allclose([neighbor.closeness for neighbor in row.neighbors], values, atol=1e-6)
 
 
 def test_small_sets_give_what_they_have() -> None:

@@ -20,7 +20,7 @@ from dmlscale.evaluation.metrics import (
     retrieval_sums,
 )
 from dmlscale.evaluation.neighbors import nearest
-from tests.evaluation.oracles import brute_force, random_samples
+from tests.evaluation.oracles import brute_force, query_and_gallery, random_samples
 
 KS = (1, 2, 4, 8)
 
@@ -55,6 +55,32 @@ def test_metrics_equal_pytorch_metric_learning(seed: int) -> None:
     assert ours["map_at_r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_in_a_gallery_equal_pytorch_metric_learning(seed: int) -> None:
+    queries, gallery = query_and_gallery(seed)
+    relevant = count_relevant(queries.labels, gallery.labels)
+    _, rows = nearest(queries.embeddings.numpy(), gallery.embeddings.numpy(), int(relevant.max()))
+    ours = means(retrieval_sums(gallery.labels.numpy()[rows], queries.labels, relevant, ks=(1,)))
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    unit = [torch.nn.functional.normalize(side.embeddings) for side in (queries, gallery)]
+    theirs = calculator.get_accuracy(unit[0], queries.labels, unit[1], gallery.labels, ref_includes_query=False)
+    assert ours["precision_at_1"] == pytest.approx(theirs["precision_at_1"], abs=1e-7)
+    assert ours["r_precision"] == pytest.approx(theirs["r_precision"], abs=1e-7)
+    assert ours["map_at_r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-7)
+
+
+@given(
+    labels=st.lists(st.integers(-3, 6), max_size=12),
+    gallery_labels=st.lists(st.integers(-3, 6), max_size=12),
+    shift=st.sampled_from([0, 2**40]),
+)
+def test_relevant_items_are_counted_in_the_gallery(labels: list[int], gallery_labels: list[int], shift: int) -> None:
+    queries, gallery = (np.array(values, np.int64) + shift for values in (labels, gallery_labels))
+    assert count_relevant(queries, gallery).tolist() == [gallery_labels.count(label) for label in labels]
+    assert count_relevant(queries).tolist() == [labels.count(label) - 1 for label in labels]
+
+
 def test_label_ids_above_float32_stay_apart() -> None:
     base = 2**24
     neighbors = np.array([[base + 1], [base]])
@@ -69,7 +95,7 @@ def test_lone_queries_are_left_out_of_the_mean_and_of_the_count() -> None:
 
 
 def test_only_lone_queries_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no class has two samples"):
+    with pytest.raises(ValueError, match="no query has a relevant item"):
         precision_at_1(np.array([[1], [0]]), np.array([0, 1]), np.array([0, 0]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,14 +15,16 @@ from dmlscale.data.errors import DataError
 from dmlscale.data.inputs import InputKind
 from dmlscale.data.log_mel import AudioOptions, LogMelDecoder
 
-# torchvision decodes small PNGs twice as fast as Pillow, but announces that its decoders will go.
+# torchvision decodes small PNGs twice as fast as Pillow. Its function warns at each call that it will go one day, which
+# takes a seventh of the time of a small picture; so this is the operator below it.
 try:
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:  # a torchvision that has dropped them
+    import torchvision.io  # noqa: F401  (loads the operator)
+
+    _decode_image = torch.ops.image.decode_image.default
+except (ImportError, AttributeError):  # a torchvision that has dropped it, or was built without it
     HAS_TORCHVISION_DECODER = False
 else:
     HAS_TORCHVISION_DECODER = True
-    warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning, "torchvision")
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -117,10 +118,10 @@ def decode(data: Content, channels: int) -> Tensor:
         ValueError: these bytes are no picture, or cut off.
     """
     if HAS_TORCHVISION_DECODER and bytes(data[:8]).startswith((_JPEG, _PNG)):
-        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         writable = data if isinstance(data, bytearray) else bytearray(data)  # what torch.frombuffer asks for
         try:
-            pixels = decode_image(torch.frombuffer(writable, dtype=torch.uint8), mode)
+            # Its modes are the numbers of channels.
+            pixels = _decode_image(torch.frombuffer(writable, dtype=torch.uint8), channels, False)
         except RuntimeError:  # its message is a place in torchvision's sources; Pillow's is for people
             return decode_with_pillow(data, channels)
         return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)

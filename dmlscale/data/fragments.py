@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 from dmlscale.data.check import check_bytes
@@ -84,6 +87,7 @@ _worker: Worker | None = None
 def start_process(source: Source, scratch: Path, check: bool) -> None:
     """Make this process's worker: for a pool."""
     global _worker
+    Thread(target=_end_with_parent, daemon=True).start()
     _worker = Worker(source, scratch, check=check)
 
 
@@ -91,6 +95,14 @@ def pack_in_process(listed: Sequence[ListedSample]) -> Fragment:
     """`Worker.pack` of this process's worker."""
     assert _worker is not None
     return _worker.pack(listed)
+
+
+def _end_with_parent() -> None:
+    """A pool's process would otherwise wait for work for ever when its parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dmlscale.data.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
@@ -73,9 +74,7 @@ class Index:
     description: Mapping[str, Any]  # what dataset.json says
 
     @classmethod
-    def load(
-        cls, path: str | Path, options: Mapping[str, Any] | None = None, cache: ShardCache | None = None
-    ) -> Index:
+    def load(cls, path: str | Path, options: Mapping[str, Any] | None = None, cache: ShardCache | None = None) -> Index:
         """Open a dataset.
 
         Args:
@@ -91,7 +90,9 @@ class Index:
         storage, folder = fetch_tables(storage, cache)
         description = read_description(folder)
         if description is None or not (folder / INDEX_FILE).is_file():
-            raise DataError(f"no dataset at {storage} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first")
+            raise DataError(
+                f"no dataset at {storage} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first"
+            )
         batch = _map_table(folder / INDEX_FILE, INDEX_SCHEMA)
         split, extension = batch.column("split"), batch.column("extension")
         columns = Columns(
@@ -178,6 +179,11 @@ class Index:
         """By label, over all splits; read from the file one by one."""
         return _Names(self.classes.column("name"))
 
+    @property
+    def has_super_classes(self) -> bool:
+        """Whether any class has one."""
+        return pc.any(pc.not_equal(self.classes.column("super_class"), "")).as_py()
+
     def super_classes(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """(C,) number of each class's super-class, and their names; a class without one is one by itself."""
         encoded = self.classes.column("super_class").dictionary_encode()
@@ -201,7 +207,7 @@ class Index:
     @property
     def shard_rows(self) -> ShardRows:
         """Where the rows of this view lie, for plans that take a few shards at a time."""
-        return ShardRows(self.shards.first_rows, self.columns.labels, self.row_ids)
+        return ShardRows(self.shards.first_rows, self.columns.labels, self.rows)
 
     def open_shard(self, number: int) -> BinaryIO:
         """A shard, open for reading; fetched first if it is not on this machine.
@@ -271,7 +277,10 @@ def _check_tables(folder: Path, columns: Columns, num_classes: int, first_rows: 
     if lowest < 0 or highest >= num_classes:
         wrong = lowest if lowest < 0 else highest
         raise DataError(f"{folder / INDEX_FILE}: label {wrong} is outside 0..{num_classes - 1}: {again}")
-    if first_rows[-1] != num_rows or not np.array_equal(columns.shards[first_rows[:-1]], np.arange(len(first_rows) - 1)):
+    does_fit = first_rows[-1] == num_rows and bool((np.diff(first_rows) > 0).all())
+    for ends in (first_rows[:-1], first_rows[1:] - 1):
+        does_fit = does_fit and np.array_equal(columns.shards[ends], np.arange(len(ends)))
+    if not does_fit:
         raise DataError(f"{folder / INDEX_FILE} and {SHARDS_FILE} do not fit each other: {again}")
     if columns.by_class.min() < 0 or columns.by_class.max() >= num_rows:
         raise DataError(f"{folder / INDEX_FILE}: column 'by_class' leads outside its {num_rows} rows: {again}")

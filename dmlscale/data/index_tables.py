@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.index_writer import IndexWriter, write_classes, write_shard_table
 from dmlscale.data.item_table import ItemTable
 from dmlscale.data.layout import (
+    CLASSES_FILE,
     DUPLICATES_FILE,
     FORMAT_VERSION,
     INDEX_FILE,
     REJECTS_FILE,
+    SHARDS_FILE,
     write_description,
 )
 from dmlscale.data.packing import ShardRecord
@@ -52,6 +55,7 @@ def finish_tables(
         IndexWriter(folder, table.split_names, table.extension_names) as index,
     ):
         rejects = _Rejects(file, table)
+        rejects.copy(table.defective)
         for position in table.repeated.tolist():
             rejects.add(position, _REPEATED)
         for record in records:
@@ -59,7 +63,7 @@ def finish_tables(
                 rejects.add(*reject)
             positions = record.numbers["positions"]
             if not len(positions):  # every sample of it was rejected
-                (folder / record.name).unlink()
+                (folder / record.name).unlink(missing_ok=True)  # gone already if this was cut off before
                 continue
             index.append(
                 table.keys(positions),
@@ -104,7 +108,9 @@ def describe(
         description = {
             "format_version": FORMAT_VERSION,
             **request,
-            "splits": as_json(split_statistics(splits, labels, batch.column("size").to_numpy(), split_names, num_classes)),
+            "splits": as_json(
+                split_statistics(splits, labels, batch.column("size").to_numpy(), split_names, num_classes)
+            ),
             "num_classes": num_classes,
             "num_train_classes": num_train_classes,
             "num_empty_classes": int((counts.sum(axis=0) == 0).sum()),
@@ -114,8 +120,19 @@ def describe(
             "num_duplicates": len(later),
             "num_duplicates_across_splits": int(across.sum()),
             "content_hash": hashlib.blake2b(hashes, digest_size=16).hexdigest(),
+            "version": _version(folder, hashes, splits, labels),
         }
     write_description(folder, description)
+
+
+def _version(folder: Path, *columns: NDArray) -> str:
+    """Tells datasets apart that may follow each other at one place, also where labels or names alone differ."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        digest.update(column.data)
+    for name in (CLASSES_FILE, SHARDS_FILE):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def _write_duplicates(
@@ -148,6 +165,13 @@ class _Rejects:
         split = self._table.split_names[self._table.splits[position]]
         self._writer.writerow((sample.key, split, self._table.class_names[sample.label], sample.ref, reason))
         self.reasons[reason] += 1
+
+    def copy(self, path: Path) -> None:
+        """Rows that were written before."""
+        with path.open(newline="") as file:
+            for row in csv.reader(file):
+                self._writer.writerow(row)
+                self.reasons[row[-1]] += 1
 
     def most_common(self) -> str:
         return "; ".join(f"{count:,} x {reason}" for reason, count in self.reasons.most_common(3))

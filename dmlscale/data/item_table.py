@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,7 @@ class ItemTable:
     class_names: tuple[str, ...]  # by label
     super_classes: tuple[str, ...]  # by label
     repeated: NDArray[np.int64]  # positions of items whose key came before
+    defective: Path  # CSV of items that are not in the table: key, split, class name, ref, reason
     digest: str  # of the whole list
 
     def __len__(self) -> int:
@@ -106,11 +108,15 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
     count = 0
     _open.cache_clear()
     _read_batch.cache_clear()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        for chunk in _chunks(items):
+    defective = path.with_suffix(".csv")
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+        defective.open("w", newline="") as file,
+    ):
+        for chunk in _chunks(_without_defects(items, csv.writer(file), digest)):
             for item in chunk:
                 _check(item)
-                digest.update("\0".join(item).encode())
                 if codes["class"].setdefault(item.class_name, len(super_classes)) == len(super_classes):
                     super_classes.append(item.super_class)
             columns.append(
@@ -127,7 +133,7 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
             if progress is not None:
                 progress(count)
     if not count:
-        raise DataError("the source lists no sample")
+        raise DataError("the source lists no sample" + _first_defect(defective))
     classes, splits, extensions, hashes = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     split_order = sorted(codes["split"], key=lambda name: (name != TRAIN_SPLIT, name))
     splits = _reordered(splits, codes["split"], split_order).astype(np.int8)
@@ -143,6 +149,7 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
         class_names=tuple(class_order),
         super_classes=tuple(by_name[name] for name in class_order),
         repeated=_repeated(hashes),
+        defective=defective,
         digest=digest.hexdigest(),
     )
 
@@ -153,9 +160,23 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
+def _without_defects(items: Iterable[Item], rejects: Any, digest: Any) -> Iterator[Item]:
+    for item in items:
+        digest.update("\0".join((*item, "")).encode())
+        if item.defect:
+            rejects.writerow((item.key, item.split, item.class_name, item.ref, item.defect))
+        else:
+            yield item
+
+
 def _check(item: Item) -> None:
     if not item.key or "." in item.key:
         raise DataError(f"key {item.key!r} is empty or has a dot, where WebDataset starts the extension: rename it")
+    if not item.extension.replace(".", "").isalnum() or item.extension == "cls":
+        raise DataError(
+            f"sample {item.key!r}: extension {item.extension!r} must be of letters, digits and dots, and not 'cls', "
+            f"which is that of the label"
+        )
     if not item.class_name:
         raise DataError(f"sample {item.key!r} has no class name")
     if not item.split or not item.split.replace("_", "").replace("-", "").isalnum():
@@ -164,11 +185,19 @@ def _check(item: Item) -> None:
         )
 
 
+def _first_defect(defective: Path) -> str:
+    with defective.open(newline="") as file:
+        row = next(csv.reader(file), None)
+    return "" if row is None else f" that can be packed: the first one has {row[-1]!r}"
+
+
 def _code(codes: dict[str, int], names: list[str]) -> NDArray[np.int8]:
     for name in dict.fromkeys(names):
         codes.setdefault(name, len(codes))
     if len(codes) > 127:
-        raise DataError(f"more than 127 splits or file extensions, e.g. {', '.join(list(codes)[:5])}: that is no dataset")
+        raise DataError(
+            f"more than 127 splits or file extensions, e.g. {', '.join(list(codes)[:5])}: that is no dataset"
+        )
     return np.array([codes[name] for name in names], np.int8)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -199,7 +199,7 @@ def eval_batches(
     num_ranks: int = 1,
     num_workers: int = 0,
     max_skipped: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """One pass over this rank's share of a split, in the order of the rows.
 
     The split is cut into batches first, and ranks take whole batches: a batch is the same for any number of
@@ -228,7 +228,11 @@ def eval_batches(
         return _load(reader, index, recipe, {rank: row_ids}, skipped, seed=0, epoch=0)
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dmlscale-data")
-    with closing(reader), closing(ahead), closing(Prefetcher(load, chunks, pool=pool, depth=num_threads + _DEPTH)) as made:
+    with (
+        closing(reader),
+        closing(ahead),
+        closing(Prefetcher(load, chunks, pool=pool, depth=num_threads + _DEPTH)) as made,
+    ):
         yield from (batch for batch in made if batch is not None)
 
 

@@ -108,28 +108,36 @@ def write_shards(
     Raises:
         DataError: a reject, if ``options.strict``; a process died.
     """
+    num_distinct, done_before = len(table) - len(table.repeated), 0
     for code, split in enumerate(table.split_names):
         members = np.flatnonzero(table.splits == code)
         members = members[~np.isin(members, table.repeated)] if len(table.repeated) else members
         rng = np.random.default_rng((options.seed, code))
         order = members[pack_order(table.labels[members], options.run_length, rng)]
-        done_before = int(np.isin(table.splits, range(code)).sum())
         start, number = 0, 0
         for record in _finished(work, split):
+            if options.strict and record.rejects:
+                _refuse(table, record.rejects[0])
             yield record
             start, number = record.end, number + 1
-        if start == len(order):
-            continue
-        for record in _write_split(source, table, order, start, number, work, code, options):
+
+        def tell(done: int, before: int = done_before) -> None:
             if progress is not None:
-                progress(done_before + record.end, len(table))
-            yield record
+                progress(before + done, num_distinct)
+
+        if start < len(order):
+            yield from _write_split(source, table, order, start, number, work, code, options, tell)
+        done_before += len(order)
 
 
 def _finished(work: Path, split: str) -> Iterator[ShardRecord]:
     number = 0
-    while (path := _record_path(work, split, number)).is_file() and (work / shard_name(split, number)).is_file():
-        yield ShardRecord.read(path)
+    while (path := _record_path(work, split, number)).is_file():
+        record = ShardRecord.read(path)
+        # One of rejects alone was deleted when the tables were written.
+        if not (work / record.name).is_file() and len(record.numbers["positions"]):
+            return
+        yield record
         number += 1
 
 
@@ -146,6 +154,7 @@ def _write_split(
     work: Path,
     code: int,
     options: PackOptions,
+    tell: Callable[[int], None],
 ) -> Iterator[ShardRecord]:
     split = table.split_names[code]
     listed = (table.samples(order[at : at + _FRAGMENT]) for at in range(start, len(order), _FRAGMENT))
@@ -159,6 +168,7 @@ def _write_split(
                         _refuse(table, fragment.rejects[0])
                     gathered.add(fragment, shard.size)
                     shard.append(fragment.blocks)
+                    tell(start + gathered.num_listed)
                     if shard.size >= options.shard_size_bytes:
                         break
                 start += gathered.num_listed

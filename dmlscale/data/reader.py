@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from torch import Tensor
 
@@ -20,8 +20,15 @@ from dmlscale.data.types import Sample
 _MAX_OPEN_SHARDS = 128
 
 
+LossKind = Literal["shard cannot be had", "cut off", "changed since packing", "cannot be decoded"]
+
+
 class LostSampleError(DataError):
     """One sample cannot be had; others can."""
+
+    def __init__(self, kind: LossKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: LossKind = kind
 
 
 class Reader:
@@ -45,12 +52,12 @@ class Reader:
     def _reset(self) -> None:
         self._lock = Lock()
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._lost: dict[int, DataError] = {}
+        self._lost_shards: dict[int, DataError] = {}
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_open", "_lost", "_cache", "_cached_bytes")
+        private = ("_lock", "_open", "_lost_shards", "_cache", "_cached_bytes")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -61,7 +68,7 @@ class Reader:
         """Let go of shards and decoded samples; the next read opens them again."""
         with self._lock:
             self._open.clear()  # a file is closed when the last thread that reads from it has let go
-            self._lost.clear()
+            self._lost_shards.clear()
             self._cache.clear()
             self._cached_bytes = 0
 
@@ -82,7 +89,7 @@ class Reader:
         try:
             decoded = self._decoder(parts)
         except ValueError as error:
-            raise LostSampleError(f"{self._index.where(row_id)} cannot be decoded: {error}") from None
+            raise self._lost(row_id, "cannot be decoded", f"cannot be decoded: {error}") from None
         if self._cached_bytes + decoded.nbytes <= self._cache_bytes:
             self._cached_bytes += decoded.nbytes
             self._cache[row_id] = decoded
@@ -99,23 +106,24 @@ class Reader:
         try:
             shard = self._shard(int(columns.shards[row_id]))
             num_read = os.preadv(shard.fileno(), [data], int(columns.offsets[row_id]))
-        except OSError as error:
-            raise LostSampleError(f"{self._index.where(row_id)} cannot be read: {error.strerror}") from None
-        except DataError as error:
-            raise LostSampleError(f"{self._index.where(row_id)}: {error}") from None
+        except (OSError, DataError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._lost(row_id, "shard cannot be had", f"cannot be read: {reason}") from None
         if num_read != len(data):
-            raise LostSampleError(
-                f"{self._index.where(row_id)} is cut off: {num_read} of {len(data)} bytes; restore the shard or pack "
-                f"the dataset again"
-            )
+            what = f"is cut off: {num_read} of {len(data)} bytes; restore the shard or pack the dataset again"
+            raise self._lost(row_id, "cut off", what)
         num_parts = int(columns.num_parts[row_id])
         try:
             parts: Sequence[bytes | bytearray] = [data] if num_parts == 1 else split_parts(data, num_parts)
         except DataError as error:
-            raise LostSampleError(f"{self._index.where(row_id)} has changed since it was packed: {error}") from None
+            raise self._lost(row_id, "changed since packing", f"has changed since it was packed: {error}") from None
         if content_hash(parts) != int(columns.hashes[row_id]):
-            raise LostSampleError(f"{self._index.where(row_id)} has changed since it was packed: restore the shard")
+            what = "has changed since it was packed: restore the shard or pack the dataset again"
+            raise self._lost(row_id, "changed since packing", what)
         return parts
+
+    def _lost(self, row_id: int, kind: LossKind, what: str) -> LostSampleError:
+        return LostSampleError(kind, f"{self._index.where(row_id)} {what}")
 
     def _shard(self, number: int) -> BinaryIO:
         with self._lock:
@@ -123,14 +131,14 @@ class Reader:
             if shard is not None:
                 self._open.move_to_end(number)
                 return shard
-            lost = self._lost.get(number)
+            lost = self._lost_shards.get(number)
         if lost is not None:
             raise lost
         try:
             shard = self._index.open_shard(number)  # may take long, so other shards can be read meanwhile
         except DataError as error:
             with self._lock:
-                self._lost[number] = error
+                self._lost_shards[number] = error
             raise
         with self._lock:
             shard = self._open.setdefault(number, shard)

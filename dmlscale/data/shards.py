@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from dmlscale.data.foreign_index import index_shards
 from dmlscale.data.index_tables import finish_tables
 from dmlscale.data.item_table import write_items
 from dmlscale.data.layout import (
-    TABLE_FILES,
     DUPLICATES_FILE,
     REJECTS_FILE,
+    TABLE_FILES,
     is_complete,
     read_description,
     source_options,
@@ -33,14 +34,18 @@ _LOCK_FILE = "lock"
 
 
 def ensure_packed(
-    source: Source | ShardSource, out_dir: str | Path, options: PackOptions | None = None, *, progress: Progress | None = None
+    source: Source | ShardSource,
+    out_dir: str | Path,
+    options: PackOptions | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> PackSummary:
     """The dataset in ``out_dir``; packed now unless it is there, from the same source and options.
 
     Raises:
         DataError: ``out_dir`` holds a dataset of another source or of other options; or as `pack` does.
     """
-    folder = Path(out_dir)
+    folder = _local(out_dir)
     wanted = _request(source, options or PackOptions())
     description = read_description(folder) if is_complete(folder) else None
     if description is None:
@@ -55,7 +60,11 @@ def ensure_packed(
 
 
 def pack(
-    source: Source | ShardSource, out_dir: str | Path, options: PackOptions | None = None, *, progress: Progress | None = None
+    source: Source | ShardSource,
+    out_dir: str | Path,
+    options: PackOptions | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> PackSummary:
     """Write every sample of ``source`` into shards under ``out_dir``.
 
@@ -75,7 +84,7 @@ def pack(
             none that can be read.
     """
     options = options or PackOptions()
-    folder = Path(out_dir)
+    folder = _local(out_dir)
     request = _request(source, options)
     if is_complete(folder):
         raise DataError(f"{folder} holds a dataset already: choose another folder or delete it")
@@ -93,6 +102,12 @@ def pack(
         _publish(work, folder, shards)
     assert description is not None
     return PackSummary.of(folder, description, is_reused=False)
+
+
+def _local(out_dir: str | Path) -> Path:
+    if "://" in str(out_dir):
+        raise DataError(f"cannot pack into {out_dir}: pack into a folder of this machine and upload it")
+    return Path(out_dir)
 
 
 def _request(source: Source | ShardSource, options: PackOptions) -> dict[str, Any]:
@@ -132,12 +147,18 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock.fileno()).st_nlink:  # the other has finished since, and deleted the folder
+                raise BlockingIOError
         except OSError:
-            raise DataError(f"{folder} is being packed by another process: wait for it or choose another folder") from None
+            raise DataError(
+                f"{folder} is being packed by another process: wait for it or choose another folder"
+            ) from None
         try:
+            if is_complete(folder):
+                raise DataError(f"{folder} holds a dataset already, which another process has just packed")
             yield work
         except BaseException:
-            if not any(work.glob("*.tar.npz")):
+            if not any(work.glob("*.tar")):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from threading import Lock
+from typing import get_args
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.reader import LostSampleError
+from dmlscale.data.reader import LossKind, LostSampleError
 
 logger = logging.getLogger("dmlscale.data")
 
+KINDS: tuple[LossKind, ...] = get_args(LossKind)
 _WARNINGS = 5  # that are written in full
 
 
@@ -23,10 +25,17 @@ class Skipped:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._rows: set[int] = set()
+        self._new: list[tuple[int, int]] = []
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def take_new(self) -> list[tuple[int, int]]:
+        """(row id, position of the kind in `KINDS`) of the samples left out since this was asked before."""
+        with self._lock:
+            new, self._new = self._new, []
+            return new
 
     def add(self, row_id: int, error: LostSampleError) -> None:
         """Count a sample, and say so the first times.
@@ -35,14 +44,15 @@ class Skipped:
             DataError: there are more than the limit.
         """
         with self._lock:
-            if row_id in self._rows:
-                return
-            self._rows.add(row_id)
+            is_new = row_id not in self._rows
+            if is_new:
+                self._rows.add(row_id)
+                self._new.append((row_id, KINDS.index(error.kind)))
             count = len(self._rows)
-        if count > self._limit:
+        if count > self._limit:  # also when the batch that raised is asked for again
             raise DataError(
-                f"{count} samples cannot be read, more than data.max_skipped allows ({self._limit} on this worker); the "
-                f"last one: {error}"
+                f"{count} samples cannot be read, more than data.max_skipped allows ({self._limit} on this worker); "
+                f"the last one: {error}"
             )
-        if count <= _WARNINGS or count & (count - 1) == 0:  # then at every power of two
+        if is_new and (count <= _WARNINGS or count & (count - 1) == 0):  # then at every power of two
             logger.warning("skipped %d sample(s) so far (%d are allowed): %s", count, self._limit, error)

@@ -50,6 +50,18 @@ class PackSummary:
         """By split; a class may be in several."""
         return {name: numbers.num_classes for name, numbers in self.splits.items()}
 
+    def differences(self, source: object) -> list[str]:
+        """Where the counts are not those that the data set's authors tell, if ``source`` has ``official_counts``."""
+        lines = []
+        for split, official in getattr(source, "official_counts", {}).items():
+            packed = (self.num_samples.get(split, 0), self.num_classes.get(split, 0))
+            if packed != tuple(official):
+                lines.append(
+                    f"warning: {split} has {packed[0]:,} samples of {packed[1]:,} classes, officially it has "
+                    f"{official[0]:,} of {official[1]:,}: is the download complete?"
+                )
+        return lines
+
     def __str__(self) -> str:
         lines = [f"{'found' if self.is_reused else 'packed'} {self.path} ({self.num_shards} shards)"]
         lines += [f"  {name}: {numbers}" for name, numbers in self.splits.items()]
@@ -62,5 +74,7 @@ class PackSummary:
         if self.num_duplicates:
             across = self.num_duplicates_across_splits
             leak = f", {across:,} of them in another split than the first" if across else ""
-            lines.append(f"  same content as an earlier sample: {self.num_duplicates:,}{leak}, all in {DUPLICATES_FILE}")
+            lines.append(
+                f"  same content as an earlier sample: {self.num_duplicates:,}{leak}, all in {DUPLICATES_FILE}"
+            )
         return "\n".join(lines)

@@ -45,6 +45,6 @@ def _version(storage: Storage, cache: ShardCache) -> str:
         path = Path(folder, DESCRIPTION_FILE)
         cache.retry.call(lambda: storage.download(DESCRIPTION_FILE, path), url)
         try:
-            return str(json.loads(path.read_text())["content_hash"])
+            return str(json.loads(path.read_text())["version"])
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{url} is no description of a dataset: pack and upload it again") from None

@@ -49,7 +49,7 @@ def _add(blocks: bytearray, name: str, data: bytes) -> int:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     # GNU headers take names of any length.
-    blocks += member.tobuf(tarfile.GNU_FORMAT)
+    blocks += member.tobuf(tarfile.GNU_FORMAT, "utf-8")
     offset = len(blocks)
     blocks += data
     blocks += bytes(-len(data) % tarfile.BLOCKSIZE)
@@ -66,8 +66,9 @@ def split_parts(span: bytes | bytearray, num_parts: int) -> list[bytes]:
     Raises:
         DataError: they are not in there.
     """
+    padded = io.BytesIO(span + bytes(-len(span) % tarfile.BLOCKSIZE))  # tarfile wants whole blocks
     try:
-        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
+        with tarfile.open(fileobj=padded, mode="r:") as tar:
             files = [tar.extractfile(member) for member in tar if member.isfile()]
             parts = [file.read() for file in files if file is not None]
     except (tarfile.TarError, OSError) as error:

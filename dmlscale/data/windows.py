@@ -34,22 +34,27 @@ class ShardRows:
     Args:
         starts: (num_shards + 1,) shard s has the rows from ``starts[s]`` to below ``starts[s + 1]`` of the dataset.
         labels: (n_total,) class of every row of the dataset, below 2^32; perhaps memory-mapped.
-        row_ids: (n,) rows of the split, ascending; None if all rows are.
+        row_ids: (n,) rows of the split, ascending; a range where they lie together, which takes no memory; None if all
+            rows are.
     """
 
     starts: IntArray
     labels: NDArray[np.integer]
-    row_ids: IntArray | None = None
+    row_ids: IntArray | range | None = None
 
     @cached_property
     def bounds(self) -> IntArray:
         """(num_shards + 1,) where the rows of each shard begin among those of the split."""
+        if isinstance(self.row_ids, range):
+            return np.clip(self.starts, self.row_ids.start, self.row_ids.stop) - self.row_ids.start
         return self.starts if self.row_ids is None else np.searchsorted(self.row_ids, self.starts)
 
     def rows_of(self, shards: IntArray) -> IntArray:
         """(m,) row ids of the split in some shards, shard after shard."""
         parts = [np.arange(self.bounds[shard], self.bounds[shard + 1]) for shard in shards]
         positions = np.concatenate(parts)
+        if isinstance(self.row_ids, range):
+            return positions + self.row_ids.start
         return positions if self.row_ids is None else self.row_ids[positions]
 
 

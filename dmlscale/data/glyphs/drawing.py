@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from functools import lru_cache
 from hashlib import blake2b
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dmlscale.data.glyphs.faces import font_file
+from dmlscale.data.errors import DataError
+from dmlscale.data.glyphs.face import Face, FontFile
 
 IMAGE_SIZE = 32  # pixels, both sides
-CAP_HEIGHT = 15  # pixels: the height of "H", which makes the faces comparable
 OVERSAMPLING = 2  # drawn this much larger, so that the affine map and the reduction stay smooth
 
 MAX_ROTATION = math.radians(10.0)
@@ -22,24 +23,46 @@ MAX_SCALE = 0.12
 MAX_SHEAR = 0.12
 MAX_SHIFT = 0.06 * IMAGE_SIZE  # pixels
 
-
-@lru_cache(maxsize=64)
-def _font(face: str, cap_height: float) -> ImageFont.FreeTypeFont:
-    path = str(font_file(face))
-    trial = ImageFont.truetype(path, 200, layout_engine=ImageFont.Layout.BASIC)
-    _, top, _, bottom = trial.getbbox("H")
-    return ImageFont.truetype(path, 200 * cap_height / (bottom - top), layout_engine=ImageFont.Layout.BASIC)
+_TRIAL_SIZE = 200  # pixels per em at which a face is measured
+_UNASSIGNED = "\U0010ffff"  # no font has this one: it shows what stands for missing characters
 
 
-def draw_centred(face: str, code_point: int, oversampling: int = 1) -> Image.Image:
+@lru_cache(maxsize=128)
+def _font(file: FontFile, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file.path), size, index=file.number, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=128)
+def _size(face: Face) -> float:
+    """Pixels per em at which the reference character has its height."""
+    for file, character in itertools.product(face.files, face.reference):
+        trial = _font(file, _TRIAL_SIZE)
+        _, top, _, bottom = trial.getbbox(character)
+        if bottom > top and bytes(trial.getmask(character)) != bytes(trial.getmask(_UNASSIGNED)):
+            return _TRIAL_SIZE * face.reference_height / (bottom - top)
+    raise DataError(
+        f"font file {face.files[0].path} draws none of {face.reference!r}, whose height would tell how large to draw: "
+        f"leave it out"
+    )
+
+
+def draw_centred(face: Face, code_point: int, oversampling: int = 1) -> Image.Image:
     """The plain character, its ink centred, white on black; black throughout where the font draws nothing.
 
     Returns:
         Grey image, ``IMAGE_SIZE * oversampling`` pixels on both sides; ink beyond them is cut off.
     """
+    return _draw(face, face.file_of(code_point), chr(code_point), oversampling)
+
+
+def draw_placeholders(face: Face) -> list[Image.Image]:
+    """What each file of the face shows, as ``draw_centred`` would, for a character that it does not have."""
+    return [_draw(face, file, _UNASSIGNED, oversampling=1) for file in face.files]
+
+
+def _draw(face: Face, file: FontFile, character: str, oversampling: int) -> Image.Image:
     size = IMAGE_SIZE * oversampling
-    font = _font(face, CAP_HEIGHT * oversampling)
-    character = chr(code_point)
+    font = _font(file, _size(face) * oversampling)
     left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (size, size))
     corner = (round((size - right - left) / 2), round((size - bottom - top) / 2))
@@ -47,13 +70,13 @@ def draw_centred(face: str, code_point: int, oversampling: int = 1) -> Image.Ima
     return image
 
 
-def render(face: str, code_point: int, seed: int) -> bytes:
+def render(face: Face, code_point: int, seed: int) -> bytes:
     """The augmented picture of one character: affine map, blur, contrast and noise.
 
     Returns:
         PNG file, grey, (IMAGE_SIZE, IMAGE_SIZE).
     """
-    rng = _generator(face, code_point, seed)
+    rng = _generator(face.name, code_point, seed)
     image = draw_centred(face, code_point, OVERSAMPLING)
     image = image.transform(image.size, Image.Transform.AFFINE, _affine(rng), Image.Resampling.BILINEAR)
     image = image.reduce(OVERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.7)))
@@ -63,8 +86,8 @@ def render(face: str, code_point: int, seed: int) -> bytes:
     return _png(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def _generator(face: str, code_point: int, seed: int) -> np.random.Generator:
-    digest = blake2b(f"{face}/{code_point}/{seed}".encode(), digest_size=16).digest()
+def _generator(face_name: str, code_point: int, seed: int) -> np.random.Generator:
+    digest = blake2b(f"{face_name}/{code_point}/{seed}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 

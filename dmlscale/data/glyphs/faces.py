@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import unicodedata
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmlscale.data.errors import DataError
+from dmlscale.data.glyphs.face import Face, FontFile
 
 _STYLES = {"DejaVuSans": "Oblique", "DejaVuSansMono": "Oblique", "DejaVuSerif": "Italic"}
 FACES = (
@@ -35,29 +36,20 @@ _EXCLUDED_BLOCKS = (
 )
 
 
-def font_file(face: str) -> Path:
-    """Path of the font file of ``face`` (one of ``FACES``).
+def matplotlib_face(name: str) -> Face:
+    """The face ``name`` (one of ``FACES``).
 
     Raises:
-        DataError: matplotlib or the file is missing.
+        DataError: matplotlib or the font file is missing.
     """
     # The location alone is wanted; importing matplotlib would cost each rendering process half a second.
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or not spec.submodule_search_locations:
         raise DataError("source 'glyphs' draws with the fonts of matplotlib, which is missing: pip install matplotlib")
-    path = Path(next(iter(spec.submodule_search_locations)), "mpl-data", "fonts", "ttf", f"{face}.ttf")
+    path = Path(next(iter(spec.submodule_search_locations)), "mpl-data", "fonts", "ttf", f"{name}.ttf")
     if not path.is_file():
-        raise DataError(f"font file {path} is missing: reinstall matplotlib, or leave {face!r} out of 'faces'")
-    return path
-
-
-@lru_cache(maxsize=64)
-def characters_of_face(face: str) -> frozenset[int]:
-    """Code points that the font file of ``face`` maps to a glyph."""
-    from fontTools.ttLib import TTFont
-
-    with TTFont(font_file(face), lazy=True) as font:
-        return frozenset(font.getBestCmap())
+        raise DataError(f"font file {path} is missing: reinstall matplotlib, or leave {name!r} out of 'faces'")
+    return Face(name, (FontFile(path),))
 
 
 def is_drawable(code_point: int) -> bool:
@@ -68,7 +60,7 @@ def is_drawable(code_point: int) -> bool:
     return not any(first <= code_point <= last for first, last in _EXCLUDED_BLOCKS)
 
 
-def shared_characters(faces: tuple[str, ...], min_faces: int) -> list[int]:
-    """Drawable code points, ascending, that at least ``min_faces`` of ``faces`` have."""
-    num_faces = Counter(code_point for face in faces for code_point in characters_of_face(face))
-    return sorted(c for c, count in num_faces.items() if count >= min_faces and is_drawable(c))
+def shared_characters(faces: Sequence[Face], min_faces: int) -> list[int]:
+    """Code points, ascending, that at least ``min_faces`` of ``faces`` map to a glyph."""
+    num_faces = Counter(code_point for face in faces for code_point in face.characters())
+    return sorted(c for c, count in num_faces.items() if count >= min_faces)

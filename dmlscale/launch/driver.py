@@ -51,10 +51,11 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
     _check_json(json_file)
     folder = run_folder.open_folder(config, resume=resume)
     index = preflight.prepare_data(config, print)
+    run_folder.check_same_dataset(folder, index)
     preflight.check_data(config, index)
     preflight.check_batch(config, index)
     run_id = _start_run(config, index, uri, folder, config_file)
-    run_folder.write_config(config, folder)
+    run_folder.write_config(config, index, folder)
     task = Task("train", config.model_dump(mode="json"), str(folder), None, uri, run_id)
     print(f"run {config.run.name}  {_workers(config, local)}  folder {folder}", flush=True)
     with _marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file) as handlers, ProgressTail(task.progress):

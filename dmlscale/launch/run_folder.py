@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
+from dmlscale.data.index import Index
+from dmlscale.data.mined_plan import MinedSampling
 from dmlscale.data.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.training import checkpoint
 
 CONFIG_FILE = "config.yaml"
-# What decides the order of samples, always and with offline mining.
+DATASET_FILE = "dataset.json"
+# What decides the order of samples, always and with some samplings.
 _ORDER_KEYS = (
     "data.train_split",
     "data.classes_per_batch",
     "data.samples_per_class",
     "data.num_streams",
     "data.sampling",
+    "data.max_samples_per_class",
+    "data.window_shards",
     "run.seed",
 )
-_MINING_KEYS = ("data.mine_every", "data.mine_candidates", "data.mine_negatives", "evaluation.metric")
+_SAMPLING_KEYS = {
+    **dict.fromkeys(
+        get_args(MinedSampling), ("data.mine_every", "data.mine_candidates", "data.mine_negatives", "evaluation.metric")
+    ),
+    "by_frequency": ("data.frequency_power",),
+    "hierarchical": ("data.super_classes_per_batch",),
+}
 
 
 def resolve(config: Config, config_name: str) -> Config:
@@ -60,8 +73,26 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     return folder
 
 
-def write_config(config: Config, folder: Path) -> None:
-    """Keeps the resolved config with the run; from here on the folder holds a run."""
+def check_same_dataset(folder: Path, index: Index) -> None:
+    """Whether a run that is continued has the dataset that it began with.
+
+    Raises:
+        LaunchError: the dataset has changed.
+    """
+    path = folder / DATASET_FILE
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text())["version"]
+    if before != index.description["version"]:
+        raise LaunchError(
+            f"{index.storage} is not the dataset that {folder} was started with ({path}): a continued run must see the "
+            "same samples; bring that one back, or choose another run.name"
+        )
+
+
+def write_config(config: Config, index: Index, folder: Path) -> None:
+    """Keeps the resolved config and what the dataset says of itself; from here on the folder holds a run."""
+    (folder / DATASET_FILE).write_text(json.dumps(index.description, indent=2) + "\n")
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -71,8 +102,7 @@ def _check_same_data(config: Config, folder: Path) -> None:
     if newest is None:
         return
     before = check_config(checkpoint.read_record(newest).config, str(newest))
-    keys = _MINING_KEYS if config.data.sampling != "classes" else ()
-    for key in _ORDER_KEYS + keys:
+    for key in _ORDER_KEYS + _SAMPLING_KEYS.get(config.data.sampling, ()):
         section, name = key.split(".")
         old, new = getattr(getattr(before, section), name), getattr(getattr(config, section), name)
         if old != new:

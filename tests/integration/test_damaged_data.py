@@ -14,6 +14,9 @@ import pytest
 from dmlscale.cli import main
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
+from dmlscale.data.packing import PackOptions
+from dmlscale.data.shards import pack
+from dmlscale.data.sources.glyphs import Glyphs
 from tests.distributed.pool import GlooPool
 from tests.integration.runs import steps_of, task_of, work_on_rank, write_config
 
@@ -148,3 +151,16 @@ def test_offline_mining_needs_every_sample(gloo_pool: GlooPool, copy: Path, tmp_
     )
     with pytest.raises(Exception, match="offline mining needs all of them"):
         gloo_pool.run(1, work_on_rank, task)
+
+
+def test_a_run_is_not_continued_on_another_dataset(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "small.yaml", copy, tmp_path)
+    quick = ("--local", "train.steps=8", "train.bank_start=random", "evaluation.raw_pixels=false")
+    assert main(["train", str(config), *quick]) == 0
+    shutil.rmtree(copy)
+    pack(Glyphs(limit_classes=24, num_processes=1, seed=5), copy, PackOptions(num_processes=1))
+    capsys.readouterr()
+    assert main(["train", str(config), *quick[:1], "train.steps=12", "--resume"]) == 2
+    assert "is not the dataset that" in capsys.readouterr().err

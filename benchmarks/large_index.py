@@ -75,7 +75,7 @@ def _sorted_in_classes(rows: NDArray[np.int64], counts: NDArray[np.int64]) -> ND
 
 
 def _keys(num_rows: int) -> pa.Array:
-    """ "00000000", "00000001", ..."""
+    """Of eight digits: the number of the row."""
     digits = np.empty((num_rows, 8), np.uint8)
     left = np.arange(num_rows, dtype=np.uint32)
     for place in range(7, -1, -1):

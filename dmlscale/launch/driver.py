@@ -254,6 +254,7 @@ def _write_json(json_file: str | None, result: dict[str, Any]) -> None:
 
 
 def _show(result: dict[str, Any], config: Config) -> None:
-    gallery = f" in {config.data.gallery_split}" if config.data.gallery_split else ""
-    title = f"zero-shot retrieval, {config.data.eval_split}{gallery} split of {Path(config.data.path).name}"
+    title = f"zero-shot retrieval, {config.data.eval_split} split of {Path(config.data.path).name}"
+    if config.data.gallery_split:
+        title += f", searched in {config.data.gallery_split}"
     Console().print(metrics_table(title, result["metrics"], result["raw_pixels"]))

@@ -200,5 +200,5 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_written(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write to the cache .*file.*data\.cache_dir"):
+    with pytest.raises(DataError, match=r"cannot write to the cache .*file.*data\.cache_folder"):
         ShardCache(tmp_path / "file", SIZE).fetch(storage, "1.tar")

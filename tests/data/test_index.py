@@ -3,14 +3,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dmlscale.data.class_rows import ClassRows
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
+from dmlscale.data.index_writer import write_table
+
+Change = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 @pytest.fixture
@@ -19,13 +25,27 @@ def damaged(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
-def rewrite(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    path = folder / "index.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
+def rewrite(folder: Path, change: Change, name: str = "index.arrow") -> None:
+    with pa.OSFile(str(folder / name)) as file:
+        batch = change(pa.ipc.open_file(file).get_batch(0))
+    write_table(folder / name, batch)
 
 
-def replaced(table: pa.Table, name: str, values: list) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, pa.array(values))
+def replaced(batch: pa.RecordBatch, name: str, change: Callable[[np.ndarray], Any]) -> pa.RecordBatch:
+    values = change(batch.column(name).to_numpy().copy())
+    position = batch.schema.get_field_index(name)
+    columns = batch.columns
+    columns[position] = pa.array(values)
+    fields = [pa.field(field.name, column.type) for field, column in zip(batch.schema, columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def with_first(value: Any) -> Callable[[np.ndarray], Any]:
+    def change(values: np.ndarray) -> np.ndarray:
+        values[0] = value
+        return values
+
+    return change
 
 
 def test_split_keeps_row_ids_and_labels_of_the_whole(packed: Path) -> None:
@@ -39,7 +59,35 @@ def test_split_keeps_row_ids_and_labels_of_the_whole(packed: Path) -> None:
     assert set(test.labels) == set(range(12, 24))
     assert index.num_classes == test.num_classes == 12
     assert len(index.class_names) == 24
-    assert np.array_equal(test.take(np.array([1, 0])).row_ids, test.row_ids[[1, 0]])
+    assert list(index.class_names[:2]) == [index.class_names[0], index.class_names[1]]
+    assert np.array_equal(test.take(np.array([0, 1])).row_ids, test.row_ids[[0, 1]])
+    assert np.array_equal(test.row_ids_between(3, 7), test.row_ids[3:7])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_a_view_of_any_rows_knows_labels_classes_and_shards(mixed: Path, data: st.DataObject) -> None:
+    index = Index.load(mixed)
+    view = index.split(data.draw(st.sampled_from(["train", "test"])))
+    if data.draw(st.booleans()):
+        positions = data.draw(st.sets(st.integers(0, len(view) - 1), min_size=1))
+        view = view.take(np.array(sorted(positions)))
+    assert np.array_equal(view.labels, index.labels[view.row_ids])
+    expected = ClassRows.from_labels(view.labels, view.row_ids)
+    shown = [
+        {label: part.tolist() for label, part in enumerate(np.split(rows.rows, rows.starts[1:-1])) if len(part)}
+        for rows in (view.class_rows, expected)
+    ]
+    assert shown[0] == shown[1]
+    assert np.array_equal(view.used_shards, np.unique(index.columns.shards[view.row_ids]))
+    assert np.array_equal(np.sort(view.shard_rows.rows_of(view.used_shards)), view.row_ids)
+
+
+def test_a_whole_split_has_its_class_rows_without_a_copy(packed: Path) -> None:
+    index = Index.load(packed)
+    for split in index.splits:
+        assert np.shares_memory(index.split(split).class_rows.rows, index.columns.by_class)
+        assert not index.columns.by_class.flags.owndata
 
 
 def test_missing_dataset_says_how_to_make_one(tmp_path: Path) -> None:
@@ -52,28 +100,41 @@ def test_unknown_split_lists_the_others(packed: Path) -> None:
         Index.load(packed).split("val")
 
 
-def test_missing_shard(damaged: Path) -> None:
-    (damaged / "train-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"train-000001\.tar is missing"):
-        Index.load(damaged)
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_a_damaged_shard_does_not_hide_the_others(damaged: Path, damage: str) -> None:
+    """The index opens; the reader tells which samples are lost (see test_skipped)."""
+    shard = damaged / "train-000001.tar"
+    if damage == "missing":
+        shard.unlink()
+    else:
+        with shard.open("r+b") as file:
+            file.truncate(0 if damage == "empty" else 20_000)
+    index = Index.load(damaged)
+    index.open_shard(0).close()
+    if damage == "missing":
+        with pytest.raises(DataError, match=r"train-000001\.tar is missing: restore it"):
+            index.open_shard(1)
 
 
-def test_empty_shard(damaged: Path) -> None:
-    (damaged / "test-000000.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"test-000000\.tar is empty \(0 bytes\)"):
-        Index.load(damaged)
+@settings(deadline=None, max_examples=25)
+@given(table=st.sampled_from(["index.arrow", "classes.arrow", "shards.arrow"]), part=st.floats(0, 0.999))
+def test_a_cut_off_table_is_named(
+    packed: Path, tmp_path_factory: pytest.TempPathFactory, table: str, part: float
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    for path in packed.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / table).unlink()
+    whole = (packed / table).read_bytes()
+    (folder / table).write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(DataError, match=rf"{table} is damaged or missing .*pack again"):
+        Index.load(folder)
 
 
-def test_truncated_shard(damaged: Path) -> None:
-    with (damaged / "test-000000.tar").open("r+b") as file:
-        file.truncate(20_000)
-    with pytest.raises(DataError, match=r"test-000000\.tar is truncated \(20000 bytes, the index needs \d+\)"):
-        Index.load(damaged)
-
-
-def test_damaged_index(damaged: Path) -> None:
-    (damaged / "index.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DataError, match=r"index\.parquet is damaged"):
+@pytest.mark.parametrize("table", ["classes.arrow", "shards.arrow"])
+def test_a_missing_table_is_named(damaged: Path, table: str) -> None:
+    (damaged / table).unlink()
+    with pytest.raises(DataError, match=rf"{table} is damaged or missing"):
         Index.load(damaged)
 
 
@@ -89,24 +150,39 @@ def test_damaged_description(damaged: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop_columns(["offset"]), "no column 'offset'"),
-        (lambda t: t.slice(0, 0), "lists no samples"),
-        (lambda t: replaced(t, "key", ["same"] * len(t)), "key 'same' is listed more than once"),
-        (lambda t: replaced(t, "label", [99, *t["label"].to_pylist()[1:]]), r"label 99 is outside 0\.\."),
-        (lambda t: replaced(t, "label", [-1, *t["label"].to_pylist()[1:]]), r"label -1 is outside 0\.\."),
-        (lambda t: replaced(t, "class_name", ["x", *t["class_name"].to_pylist()[1:]]), "two class names"),
-        (lambda t: replaced(t, "label", [None, *t["label"].to_pylist()[1:]]), "'label' is empty in 1 rows"),
-        (lambda t: replaced(t, "offset", ["x"] * len(t)), "wrong type"),
-        (lambda t: t.filter(pa.compute.not_equal(t["label"], 3)), r"label 23 is outside 0\.\.22"),
+        (lambda t: t.drop_columns(["offset"]), r"index\.arrow has no column 'offset' \(it has: key, shard"),
+        (lambda t: t.slice(0, 0), "must hold one record batch of at least one row"),
+        (lambda t: t.slice(0, len(t) - 1), r"do not fit each other|leads outside"),
+        (lambda t: replaced(t, "label", with_first(99)), r"label 99 is outside 0\.\.23"),
+        (lambda t: replaced(t, "label", with_first(-1)), r"label -1 is outside 0\.\.23"),
+        (lambda t: replaced(t, "label", lambda v: pa.array([None, *v[1:]], pa.int32())), "'label' is empty in 1 row"),
+        (lambda t: replaced(t, "offset", lambda v: v.astype(str)), "wrong type: 'offset' is"),
+        (lambda t: replaced(t, "shard", with_first(1)), r"index\.arrow and shards\.arrow do not fit each other"),
+        (lambda t: replaced(t, "by_class", with_first(10**6)), r"'by_class' leads outside its 384 rows"),
+        (lambda t: replaced(t, "by_class", with_first(-1)), r"'by_class' leads outside"),
     ],
 )
-def test_bad_index_is_one_clear_error(damaged: Path, change: Callable, message: str) -> None:
+def test_bad_index_is_one_clear_error(damaged: Path, change: Change, message: str) -> None:
     rewrite(damaged, change)
     with pytest.raises(DataError, match=message):
         Index.load(damaged)
 
 
-def test_train_labels_must_come_first(damaged: Path) -> None:
-    rewrite(damaged, lambda t: replaced(t, "label", [23 - label for label in t["label"].to_pylist()]))
-    with pytest.raises(DataError, match="label 0 has no sample in split 'train'"):
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("classes.arrow", lambda t: t.slice(0, 20), r"label 23 is outside 0\.\.19"),
+        ("shards.arrow", lambda t: t.slice(0, 2), r"index\.arrow and shards\.arrow do not fit each other"),
+        (
+            "shards.arrow",
+            lambda t: replaced(t, "num_samples", lambda v: [v[0] + 1, v[1] - 1, *v[2:]]),
+            "do not fit each other",
+        ),
+        ("shards.arrow", lambda t: replaced(t, "num_samples", lambda v: [sum(v), *[0] * (len(v) - 1)]), "do not fit"),
+        ("shards.arrow", lambda t: t.drop_columns(["size_bytes"]), r"shards\.arrow has no column 'size_bytes'"),
+    ],
+)
+def test_tables_that_do_not_fit_the_index_are_named(damaged: Path, table: str, change: Change, message: str) -> None:
+    rewrite(damaged, change, table)
+    with pytest.raises(DataError, match=message):
         Index.load(damaged)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dmlscale.data.decode import find_decoder
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.loader import Position, TrainStream
+from dmlscale.data.loader import Position, Recipe, TrainStream
 from dmlscale.data.mined_plan import MinedOptions, NeighborTable
 from dmlscale.data.mined_rounds import MinedRounds
 from dmlscale.data.plan import EpochPlan
 from dmlscale.data.transforms import find_transform
-
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+from tests.data.test_loader import Broken
 
 STEPS = 5
 OPTIONS = MinedOptions("hard_triplets", 24, 4, STEPS, 3, 1)
+RECIPE = Recipe(find_decoder("image", channels=1), find_transform("standardize_shift"))
 
 
 class Mine:
@@ -51,18 +53,9 @@ class Rounds(MinedRounds):
         return super().plan(round_number)
 
 
-def stream_of(index: Index, mine: Mine, **options: Any) -> TrainStream:
-    defaults: dict[str, Any] = {
-        "classes_per_batch": 8,
-        "samples_per_class": 3,
-        "num_streams": 4,
-        "seed": 11,
-        "transform": find_transform("standardize_shift"),
-        "channels": 1,
-        "num_workers": 2,
-    }
-    rounds = Rounds(index.labels, OPTIONS, seed=11, mine=mine)
-    return TrainStream(index, **defaults | options, rounds=rounds)
+def stream_of(index: Index, mine: Mine, recipe: Recipe = RECIPE, **options: Any) -> TrainStream:
+    rounds = Rounds(index.labels, index.row_ids, OPTIONS, seed=11, mine=mine)
+    return TrainStream(index, rounds, recipe, seed=11, **{"num_workers": 2, **options})
 
 
 @pytest.fixture
@@ -81,13 +74,14 @@ def test_a_round_is_mined_when_its_first_batch_is_asked_for(train_index: Index, 
             assert stream._rounds.asked == done // STEPS  # the threads do not read ahead into the next
             here = Position(done // STEPS, done % STEPS)
             assert np.array_equal(batch.ids.numpy(), stream.global_ids(here))
-            assert sum(stream.local_sizes(here).values()) == len(batch.ids)
+            plan = stream._rounds.plan(done // STEPS)
+            assert batch.stream_sizes == {n: len(plan.sub_batch(n, here.step)) for n in range(4)}
     assert mine.threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 def test_ranks_share_the_same_batches_and_pixels(train_index: Index, mine: Mine, num_ranks: int) -> None:
-    def take(**ranks: int) -> list[Any]:
+    def take(**ranks: Any) -> list[Any]:
         with stream_of(train_index, mine, **ranks) as stream:
             return [batch for _, batch in islice(stream, STEPS + 2)]
 
@@ -109,7 +103,8 @@ def test_a_continued_stream_equals_the_uninterrupted_one(train_index: Index, min
         stream.load_state_dict(state)
         for (place, batch), (other_place, other) in zip(after, islice(stream, STEPS), strict=True):
             assert place == other_place
-            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True))
+            assert batch.stream_sizes == other.stream_sizes
     assert again.calls[0] == (stop // STEPS, stop % STEPS == 0)
 
 
@@ -125,10 +120,7 @@ def test_a_sample_shown_again_in_a_round_has_other_pixels(train_index: Index, mi
 
 
 def test_an_error_in_a_thread_does_not_mine_again(train_index: Index, mine: Mine) -> None:
-    def broken(*args: object, **kwargs: object) -> torch.Tensor:
-        raise DataError("broken recipe")
-
-    with stream_of(train_index, mine, transform=broken) as stream:
+    with stream_of(train_index, mine, Recipe(RECIPE.decoder, Broken())) as stream:
         for _ in range(2):
             with pytest.raises(DataError, match="broken"):
                 next(stream)
@@ -138,5 +130,18 @@ def test_an_error_in_a_thread_does_not_mine_again(train_index: Index, mine: Mine
 def test_what_is_not_mined_yet_cannot_be_asked_about(train_index: Index, mine: Mine) -> None:
     with stream_of(train_index, mine) as stream, pytest.raises(DataError, match="round 0 of mining is not at hand"):
         stream.global_ids(Position(0, 0))
-    with pytest.raises(DataError, match="4 streams, the batches on 2"):
-        stream_of(train_index, mine, num_streams=2)
+
+
+def test_rows_of_a_part_of_the_dataset_keep_their_ids(packed: Path) -> None:
+    """The table speaks of positions in the split; batches hold row ids of the dataset."""
+    index = Index.load(packed).split("test")
+    assert index.row_ids[0] > 0
+    mine = Mine(index.labels)
+    with stream_of(index, mine) as stream:
+        _, batch = next(stream)
+    assert np.isin(batch.ids.numpy(), index.row_ids).all()
+    assert np.array_equal(batch.labels.numpy(), index.columns.labels[batch.ids.numpy()])
+    table = mine(0, is_new=True)
+    positions = batch.ids.numpy() - index.row_ids[0]
+    hard = {*table.nearest_negatives[positions].ravel().tolist(), *table.farthest_positive[positions].tolist()}
+    assert len(set(positions.tolist()) & hard) > len(positions) / 2

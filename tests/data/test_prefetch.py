@@ -3,10 +3,19 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from dmlscale.data.prefetch import Prefetcher
+
+
+def on_threads(
+    function: Callable[[int], Any], arguments: Iterator[int], *, num_threads: int, depth: int
+) -> Prefetcher[int, Any]:
+    return Prefetcher(function, arguments, pool=ThreadPoolExecutor(num_threads), depth=depth)
 
 
 def test_results_keep_their_order() -> None:
@@ -14,12 +23,12 @@ def test_results_keep_their_order() -> None:
         time.sleep(0.02 if number == 0 else 0)
         return number
 
-    assert list(Prefetcher(slow_first, iter(range(20)), num_threads=4, depth=6)) == list(range(20))
+    assert list(on_threads(slow_first, iter(range(20)), num_threads=4, depth=6)) == list(range(20))
 
 
 def test_no_more_than_depth_runs_ahead() -> None:
     done: list[int] = []
-    prefetcher = Prefetcher(done.append, itertools.count(), num_threads=1, depth=3)
+    prefetcher = on_threads(done.append, itertools.count(), num_threads=1, depth=3)
     next(prefetcher)
     time.sleep(0.05)
     prefetcher.close()
@@ -27,7 +36,7 @@ def test_no_more_than_depth_runs_ahead() -> None:
 
 
 def test_exception_surfaces_where_its_result_would() -> None:
-    prefetcher = Prefetcher(lambda n: 1 // (2 - n), iter(range(9)), num_threads=2, depth=4)
+    prefetcher = on_threads(lambda n: 1 // (2 - n), iter(range(9)), num_threads=2, depth=4)
     assert [next(prefetcher), next(prefetcher)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(prefetcher)
@@ -35,11 +44,15 @@ def test_exception_surfaces_where_its_result_would() -> None:
         next(prefetcher)
 
 
-def test_close_ends_the_threads() -> None:
+@pytest.mark.parametrize("does_end", [True, False])
+def test_threads_end_with_the_arguments_or_when_closed(does_end: bool) -> None:
     before = threading.active_count()
-    prefetcher = Prefetcher(lambda n: n, itertools.count(), num_threads=3, depth=8)
+    prefetcher = on_threads(lambda n: n, iter(range(9)) if does_end else itertools.count(), num_threads=3, depth=8)
     next(prefetcher)
     assert threading.active_count() > before
-    prefetcher.close()
-    prefetcher.close()
+    if does_end:
+        assert list(prefetcher) == list(range(1, 9))
+    else:
+        prefetcher.close()
+        prefetcher.close()
     assert threading.active_count() == before

@@ -19,7 +19,7 @@ Case = tuple[ShardRows, Sampling]
 
 
 def split_rows(shards: ShardRows) -> NDArray[np.int64]:
-    return np.arange(len(shards.labels)) if shards.row_ids is None else shards.row_ids
+    return np.arange(len(shards.labels)) if shards.row_ids is None else np.asarray(shards.row_ids)
 
 
 def class_rows_of(shards: ShardRows) -> ClassRows:
@@ -36,7 +36,8 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         labels = np.random.default_rng(0).permutation(labels)
     is_in_split = np.random.default_rng(1).random(num_rows) < draw(st.sampled_from([0.5, 1.0]))
-    row_ids = draw(st.sampled_from([None, np.flatnonzero(is_in_split)]))
+    together = range(num_rows // 4, num_rows - num_rows // 5)
+    row_ids = draw(st.sampled_from([None, np.flatnonzero(is_in_split), together]))
     shards = ShardRows(np.concatenate(([0], np.cumsum(sizes))), labels, row_ids)
     rows = split_rows(shards)
     assume(len(rows))

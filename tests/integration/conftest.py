@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dmlscale.data.packing import PackOptions
 from dmlscale.data.shards import ensure_packed
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.integration.runs import write_config
@@ -13,7 +14,7 @@ from tests.integration.runs import write_config
 def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small packed set: 24 classes to train on, 24 others to test."""
     folder = tmp_path_factory.mktemp("data") / "glyphs"
-    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder)
+    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder, PackOptions(num_processes=1))
     return folder
 
 

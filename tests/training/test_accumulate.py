@@ -114,7 +114,7 @@ def run_rank(
         images, labels, ids, mine = samples(world, streams)
         calls: Counter[str] = Counter()
         with counted(calls):
-            loss, terms = train_step(trainee, Batch(images + step, labels, ids), step, mine)
+            loss, terms = train_step(trainee, Batch(images + step, labels, ids, mine), step)
         out.losses.append(loss.item())
         out.terms.append({name: value.item() for name, value in terms.items()})
         out.network.append(torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None]))

@@ -32,8 +32,8 @@ def after_steps(*, channels_last: bool, reproducible: bool, dropout: float = 0.0
     generator = torch.Generator().manual_seed(1)
     for step in range(3):
         images = torch.randn(8, 3, 9, 9, generator=generator)
-        batch = Batch(images, torch.arange(8) % 4, torch.arange(8))
-        train_step(trainee, batch, step, {0: 4, 1: 4})
+        batch = Batch(images, torch.arange(8) % 4, torch.arange(8), {0: 4, 1: 4})
+        train_step(trainee, batch, step)
     return [p.detach().contiguous() for p in embedder.parameters()]
 
 

@@ -31,9 +31,9 @@ import numpy as np
 
 from benchmarks.large_index import write_index
 from dmlscale.data.index import Index
-from dmlscale.data.mixing import class_meetings
-from dmlscale.data.planner import EpochPlanner
-from dmlscale.data.sampling import Sampling
+from dmlscale.data.planning.mixing import class_meetings
+from dmlscale.data.planning.planner import EpochPlanner
+from dmlscale.data.planning.sampling import Sampling
 
 MOST_SECONDS, MOST_MEBIBYTES = 10.0, 1024.0
 LEAST_QUALITY, LEAST_QUALITY_OF_WINDOWS = 0.97, 0.9

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dmlscale.data.index_writer import write_classes, write_shard_table, write_table
 from dmlscale.data.layout import FORMAT_VERSION, INDEX_FILE, INDEX_SCHEMA, write_description
+from dmlscale.data.packing.index_writer import write_classes, write_shard_table, write_table
 
 RUN_LENGTH = 4  # samples of a class that stand beside each other in a shard
 CLASSES_PER_SUPER_CLASS = 1_000

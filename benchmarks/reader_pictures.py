@@ -13,9 +13,9 @@ from PIL import Image
 
 from dmlscale.data.index import Index
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.sampling import Sampling
-from dmlscale.data.shards import ensure_packed
+from dmlscale.data.packing.pack import ensure_packed
+from dmlscale.data.packing.writing import PackOptions
+from dmlscale.data.planning.sampling import Sampling
 from dmlscale.data.sources import TRAIN_SPLIT, Item
 
 SAMPLES_PER_CLASS = 8

@@ -1,7 +1,7 @@
 """The ways to read the same shards. Each gives one epoch as (pictures, labels): of one sample, or of a batch.
 
-All decode with ``dmlscale.data.decode.decode``, and those that batch do it with ``torch.stack``: the cheapest thing to
-do, the same on both sides.
+All decode with ``data.decoding.decode``, and those that batch do it with ``torch.stack``: the cheapest thing to do, the
+same on both sides.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.reader_pictures import PackedPictures
-from dmlscale.data.decode import decode, find_decoder
+from dmlscale.data.decoding.decode import decode, find_decoder
 from dmlscale.data.inputs import InputKind
 from dmlscale.data.loader import Recipe, TrainStream
-from dmlscale.data.planner import EpochPlanner
+from dmlscale.data.planning.planner import EpochPlanner
 from dmlscale.data.reader import Reader
 
 Read = Iterable[tuple[Tensor, int | Tensor]]

@@ -14,10 +14,10 @@ from dmlscale.config.components import (
     transform_setting,
 )
 from dmlscale.config.section import Section
+from dmlscale.data.decoding.log_mel import AudioOptions
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.log_mel import AudioOptions
-from dmlscale.data.mined_plan import MinedSampling
-from dmlscale.data.sampling import SamplingName
+from dmlscale.data.planning.mined_plan import MinedSampling
+from dmlscale.data.planning.sampling import SamplingName
 from dmlscale.data.transforms import TRANSFORMS
 
 

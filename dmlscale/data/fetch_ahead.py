@@ -7,10 +7,10 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from dmlscale.data.fetcher import Shard, ShardFetcher
 from dmlscale.data.index import Index
-from dmlscale.data.plan import EpochPlan
-from dmlscale.data.windows import WindowedPlan
+from dmlscale.data.planning.plan import EpochPlan
+from dmlscale.data.planning.windows import WindowedPlan
+from dmlscale.data.storage.fetcher import Shard, ShardFetcher
 
 _SHARDS_AHEAD = 4  # of a pass from front to back
 _MOST_KEPT = 512  # shards; each costs an open file

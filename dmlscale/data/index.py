@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dmlscale.data.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
-from dmlscale.data.class_rows import ClassRows
 from dmlscale.data.errors import DataError
 from dmlscale.data.layout import (
     CLASSES_FILE,
@@ -25,10 +23,12 @@ from dmlscale.data.layout import (
     SHARDS_SCHEMA,
     read_description,
 )
+from dmlscale.data.planning.class_rows import ClassRows
+from dmlscale.data.planning.windows import ShardRows
 from dmlscale.data.statistics import class_counts
-from dmlscale.data.storage import Storage
+from dmlscale.data.storage.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
+from dmlscale.data.storage.storage import Storage
 from dmlscale.data.tables import fetch_tables
-from dmlscale.data.windows import ShardRows
 
 
 class Columns(NamedTuple):

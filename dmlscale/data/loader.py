@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmlscale.data.decode import Decoder
+from dmlscale.data.decoding.decode import Decoder
 from dmlscale.data.errors import DataError
 from dmlscale.data.fetch_ahead import FetchAhead
 from dmlscale.data.index import Index
-from dmlscale.data.mined_rounds import MinedRounds
-from dmlscale.data.plan import streams_of_rank
-from dmlscale.data.planner import EpochPlanner
+from dmlscale.data.planning.mined_rounds import MinedRounds
+from dmlscale.data.planning.plan import streams_of_rank
+from dmlscale.data.planning.planner import EpochPlanner
 from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.reader import LostSampleError, Reader
 from dmlscale.data.skipped import Skipped

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 from torch import Tensor
 
-from dmlscale.data.decode import Decoder
+from dmlscale.data.decoding.decode import Decoder
 from dmlscale.data.errors import DataError
 from dmlscale.data.fingerprint import content_hash
 from dmlscale.data.index import Index

@@ -7,11 +7,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dmlscale.data.cache import ShardCache
 from dmlscale.data.errors import DataError
 from dmlscale.data.layout import DESCRIPTION_FILE, TABLE_FILES
-from dmlscale.data.storage import Storage
-from dmlscale.data.transfer_errors import MissingFileError
+from dmlscale.data.storage.cache import ShardCache
+from dmlscale.data.storage.storage import Storage
+from dmlscale.data.storage.transfer_errors import MissingFileError
 
 
 def fetch_tables(storage: Storage, cache: ShardCache) -> tuple[Storage, Path]:

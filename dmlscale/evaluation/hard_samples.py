@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmlscale.data.mined_plan import NeighborTable
+from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.evaluation.evaluate import AllSum, Gather, alone
 from dmlscale.evaluation.neighbors import FloatArray, Gallery, IntArray, Metric
 

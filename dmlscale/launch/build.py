@@ -11,16 +11,16 @@ from torch import nn
 
 from dmlscale.config.components import LossChoice
 from dmlscale.config.schema import Config
-from dmlscale.data.cache import ShardCache, default_cache_folder
-from dmlscale.data.decode import Decoder, find_decoder
+from dmlscale.data.decoding.decode import Decoder, find_decoder
+from dmlscale.data.decoding.log_mel import AudioOptions
 from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, TrainStream, eval_batches
-from dmlscale.data.log_mel import AudioOptions
-from dmlscale.data.mined_plan import MinedOptions, MinedSampling
-from dmlscale.data.mined_rounds import Mine, MinedRounds
-from dmlscale.data.planner import EpochPlanner
-from dmlscale.data.retry import Retry
-from dmlscale.data.sampling import Sampling, SamplingName
+from dmlscale.data.planning.mined_plan import MinedOptions, MinedSampling
+from dmlscale.data.planning.mined_rounds import Mine, MinedRounds
+from dmlscale.data.planning.planner import EpochPlanner
+from dmlscale.data.planning.sampling import Sampling, SamplingName
+from dmlscale.data.storage.cache import ShardCache, default_cache_folder
+from dmlscale.data.storage.retry import Retry
 from dmlscale.data.types import Batch
 from dmlscale.distributed.class_sampling import ClassSampling
 from dmlscale.distributed.global_loss import GlobalLoss

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
+from dmlscale.data.inspection.overview import ClassSize, Overview, SplitOverview, look_at
 from dmlscale.data.layout import DUPLICATES_FILE, REJECTS_FILE
-from dmlscale.data.overview import ClassSize, Overview, SplitOverview, look_at
 
 _BAR = 40  # characters
 _MOST_REASONS = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmlscale.data.mined_plan import NeighborTable
+from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.training import checkpoint
 
 

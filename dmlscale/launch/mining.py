@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.mined_plan import NeighborTable
+from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.evaluation.embed import embed

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dmlscale.config.components import SourceChoice, SourceSetting, checked_options
 from dmlscale.config.load import ConfigError, override_values
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import ensure_packed
+from dmlscale.data.packing.pack import ensure_packed
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.launch.display import PackProgress
 
 

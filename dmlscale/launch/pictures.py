@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dmlscale.data.decode import find_decoder
+from dmlscale.data.decoding.decode import find_decoder
 from dmlscale.data.index import Index
 from dmlscale.data.reader import LostSampleError, Reader
 from dmlscale.evaluation.contact_sheet import ClassLine, contact_sheet

@@ -12,9 +12,9 @@ from dmlscale.config.schema import Config
 from dmlscale.data.damage import damaged_shards
 from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, eval_batches
-from dmlscale.data.mined_plan import check_mined_plan
-from dmlscale.data.shards import ensure_packed
-from dmlscale.data.storage import Storage
+from dmlscale.data.packing.pack import ensure_packed
+from dmlscale.data.planning.mined_plan import check_mined_plan
+from dmlscale.data.storage.storage import Storage
 from dmlscale.distributed.support import require_memory_support, require_sampling_support
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.metrics import count_relevant

@@ -13,8 +13,8 @@ import yaml
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
-from dmlscale.data.mined_plan import MinedSampling
-from dmlscale.data.storage import Storage
+from dmlscale.data.planning.mined_plan import MinedSampling
+from dmlscale.data.storage.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.training import checkpoint
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmlscale.data.index import Index
-from dmlscale.data.verify import verify as find_problems
+from dmlscale.data.inspection.verify import verify as find_problems
 
 MOST_SHOWN = 100
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dmlscale.config.load import ConfigError, check_config, load_config
-from dmlscale.data.log_mel import AudioOptions
+from dmlscale.data.decoding.log_mel import AudioOptions
 from dmlscale.data.transforms import find_transform
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

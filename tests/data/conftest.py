@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from dmlscale.data.index import Index
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.data.listed import Listed, mixed_items
 

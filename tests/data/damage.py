@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from dmlscale.data.index import Index
-from dmlscale.data.index_writer import write_table
-from dmlscale.data.verify import verify
+from dmlscale.data.inspection.verify import verify
+from dmlscale.data.packing.index_writer import write_table
 
 
 def found(folder: Path, *, quick: bool = False) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmlscale.data.retry import Retry
+from dmlscale.data.storage.retry import Retry
 from tests.data.servers import HttpServer
 
 SIZE = 300_000

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlscale.data.class_rows import ClassRows
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.index_writer import write_table
+from dmlscale.data.packing.index_writer import write_table
+from dmlscale.data.planning.class_rows import ClassRows
 
 Change = Callable[[pa.RecordBatch], pa.RecordBatch]
 

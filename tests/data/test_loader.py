@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dmlscale.data.decode import find_decoder
+from dmlscale.data.decoding.decode import find_decoder
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
 from dmlscale.data.inputs import InputKind
 from dmlscale.data.loader import Position, Recipe, TrainStream, eval_batches
-from dmlscale.data.planner import EpochPlanner
-from dmlscale.data.sampling import Sampling
+from dmlscale.data.planning.planner import EpochPlanner
+from dmlscale.data.planning.sampling import Sampling
 from dmlscale.data.transforms import find_transform
 from dmlscale.data.types import Batch
 

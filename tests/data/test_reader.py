@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from dmlscale.data import reader as reader_module
-from dmlscale.data.decode import find_decoder
+from dmlscale.data.decoding.decode import find_decoder
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.packing import PackOptions
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.reader import LostSampleError, Reader
-from dmlscale.data.shards import pack
 from tests.data.listed import Listed, item, picture
 
 GREY = find_decoder("image", channels=1)

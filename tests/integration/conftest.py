@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import ensure_packed
+from dmlscale.data.packing.pack import ensure_packed
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.integration.runs import write_config
 

@@ -14,8 +14,8 @@ import pytest
 from dmlscale.cli import main
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.distributed.pool import GlooPool
 from tests.integration.runs import steps_of, task_of, work_on_rank, write_config
@@ -104,7 +104,7 @@ def rewrite(folder: Path, **columns: Any) -> None:
     """Write the index anew with other columns."""
     import pyarrow as pa
 
-    from dmlscale.data.index_writer import write_table
+    from dmlscale.data.packing.index_writer import write_table
 
     batch = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).get_batch(0)
     for name, change in columns.items():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.data.servers import HttpServer, S3Server
 from tests.distributed.pool import GlooPool

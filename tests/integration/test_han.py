@@ -16,7 +16,7 @@ import pytest
 
 from dmlscale.data.glyphs.fetch import fetch
 from dmlscale.data.index import Index
-from dmlscale.data.shards import pack
+from dmlscale.data.packing.pack import pack
 from dmlscale.data.sources.han import Han
 from tests.integration.runs import steps_of, write_config
 

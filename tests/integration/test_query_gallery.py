@@ -21,8 +21,8 @@ from dmlscale.cli import main
 from dmlscale.config.load import load_config
 from dmlscale.data.index import Index
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources import Item, OpenSource
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, raw_pixels

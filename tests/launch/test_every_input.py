@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from dmlscale.config.load import load_config
-from dmlscale.data.check import check_bytes
+from dmlscale.data.decoding.check import check_bytes
 from dmlscale.data.transforms import apply
 from dmlscale.launch.build import build_decoder, build_embedder
 

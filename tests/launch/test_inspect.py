@@ -16,11 +16,11 @@ from PIL import Image
 from scipy.io import wavfile
 
 from dmlscale.cli import main
-from dmlscale.data.histogram import log_histogram
 from dmlscale.data.index import Index
-from dmlscale.data.overview import look_at
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
+from dmlscale.data.inspection.histogram import log_histogram
+from dmlscale.data.inspection.overview import look_at
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from dmlscale.evaluation.contact_sheet import ClassLine, contact_sheet
 from tests.data.listed import MISSING, Item, Listed, item, picture
 

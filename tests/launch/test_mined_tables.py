@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmlscale.data.mined_plan import NeighborTable
+from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.launch.mined_tables import TableStore
 from dmlscale.training.state import Record
 

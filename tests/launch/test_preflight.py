@@ -14,9 +14,9 @@ from dmlscale.config.load import load_config
 from dmlscale.config.schema import Config
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
-from dmlscale.data.packing import PackOptions
-from dmlscale.data.shards import pack
-from dmlscale.data.storage import Storage
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
+from dmlscale.data.storage.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.preflight import check_cheap, check_data
 from tests.data.listed import Listed, mixed_items

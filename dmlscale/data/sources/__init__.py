@@ -10,7 +10,7 @@ from dmlscale.data.inputs import InputKind
 from dmlscale.registry import Registry
 
 if TYPE_CHECKING:
-    from dmlscale.data.foreign_shards import Scan
+    from dmlscale.data.packing.foreign_shards import Scan
 
 TRAIN_SPLIT = "train"
 TEST_SPLIT = "test"

@@ -12,15 +12,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dmlscale.data.archives import open_files
-from dmlscale.data.array_rows import array_names, map_array
-from dmlscale.data.class_split import check_fraction, split_of_class
-from dmlscale.data.downloads import ListedFiles
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import ARRAY_EXTENSIONS, extension_of
-from dmlscale.data.files import Files
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys, readable
+from dmlscale.data.originals.archives import open_files
+from dmlscale.data.originals.array_rows import array_names, map_array
+from dmlscale.data.originals.class_split import check_fraction, split_of_class
+from dmlscale.data.originals.downloads import ListedFiles
+from dmlscale.data.originals.extensions import ARRAY_EXTENSIONS, extension_of
+from dmlscale.data.originals.files import Files
+from dmlscale.data.originals.names import SampleKeys, readable
 from dmlscale.data.sources import SOURCES, TRAIN_SPLIT, Item, OpenSource
 
 _CHUNK = 2**16  # labels looked at together

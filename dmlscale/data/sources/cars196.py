@@ -11,12 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dmlscale.data.downloads import Download, OfficialCount
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import extension_of
-from dmlscale.data.files import Files
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys
+from dmlscale.data.originals.downloads import Download, OfficialCount
+from dmlscale.data.originals.extensions import extension_of
+from dmlscale.data.originals.files import Files
+from dmlscale.data.originals.names import SampleKeys
 from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item, OpenSource
 
 _DOWNLOAD = Download("cars196", "a copy of http://ai.stanford.edu/~jkrause/cars/car_dataset.html")

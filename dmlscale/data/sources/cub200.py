@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from dmlscale.data.downloads import Download, ListedFiles, OfficialCount
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import extension_of
-from dmlscale.data.files import Files
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys
+from dmlscale.data.originals.downloads import Download, ListedFiles, OfficialCount
+from dmlscale.data.originals.extensions import extension_of
+from dmlscale.data.originals.files import Files
+from dmlscale.data.originals.names import SampleKeys
 from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item, OpenSource
 
 _DOWNLOAD = Download("cub200", "https://data.caltech.edu/records/65de6-vp158")

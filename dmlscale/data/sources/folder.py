@@ -10,13 +10,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar
 
-from dmlscale.data.archives import open_files
-from dmlscale.data.downloads import ListedFiles
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import EXTENSIONS, extension_of
-from dmlscale.data.files import Files, Subfolder
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys, readable
+from dmlscale.data.originals.archives import open_files
+from dmlscale.data.originals.downloads import ListedFiles
+from dmlscale.data.originals.extensions import EXTENSIONS, extension_of
+from dmlscale.data.originals.files import Files, Subfolder
+from dmlscale.data.originals.names import SampleKeys, readable
 from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item, OpenSource
 
 _logger = logging.getLogger(__name__)

@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from dmlscale.data.class_split import check_fraction, split_of_class
-from dmlscale.data.columnar_table import ColumnarTable
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import EXTENSIONS, extension_of
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.manifest_tables import Table, Values, open_tables
-from dmlscale.data.names import key_of, readable
+from dmlscale.data.originals.class_split import check_fraction, split_of_class
+from dmlscale.data.originals.columnar_table import ColumnarTable
+from dmlscale.data.originals.extensions import EXTENSIONS, extension_of
+from dmlscale.data.originals.manifest_tables import Table, Values, open_tables
+from dmlscale.data.originals.names import key_of, readable
+from dmlscale.data.originals.stored_bytes import StoredBytes
 from dmlscale.data.sources import SOURCES, TRAIN_SPLIT, Item
-from dmlscale.data.stored_bytes import StoredBytes
 
 _USUAL_EXTENSION = {"image": "jpg", "array": "npy", "audio": "wav"}
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dmlscale.data.archives import open_files
-from dmlscale.data.class_split import check_fraction, split_of_class
-from dmlscale.data.downloads import Download, ListedFiles, OfficialCount
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import AUDIO_EXTENSIONS, extension_of
-from dmlscale.data.files import Files
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys, readable
+from dmlscale.data.originals.archives import open_files
+from dmlscale.data.originals.class_split import check_fraction, split_of_class
+from dmlscale.data.originals.downloads import Download, ListedFiles, OfficialCount
+from dmlscale.data.originals.extensions import AUDIO_EXTENSIONS, extension_of
+from dmlscale.data.originals.files import Files
+from dmlscale.data.originals.names import SampleKeys, readable
 from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item, OpenSource
 
 VALIDATION_SPLIT = "validation"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dmlscale.data.archives import open_files
-from dmlscale.data.class_split import check_fraction, split_of_class
 from dmlscale.data.errors import DataError
-from dmlscale.data.extensions import IMAGE_EXTENSIONS, extension_of
-from dmlscale.data.files import Files
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.names import SampleKeys, readable
+from dmlscale.data.originals.archives import open_files
+from dmlscale.data.originals.class_split import check_fraction, split_of_class
+from dmlscale.data.originals.extensions import IMAGE_EXTENSIONS, extension_of
+from dmlscale.data.originals.files import Files
+from dmlscale.data.originals.names import SampleKeys, readable
 from dmlscale.data.sources import SOURCES, Item, OpenSource
 
 _logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import fsspec
 from braceexpand import braceexpand
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.foreign_shards import Check, Scan
 from dmlscale.data.inputs import InputKind
+from dmlscale.data.packing.foreign_shards import Check, Scan
 from dmlscale.data.sources import SOURCES, TRAIN_SPLIT
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dmlscale.data.index import Index
-from dmlscale.data.shards import PackOptions, pack
+from dmlscale.data.packing.pack import PackOptions, pack
 from dmlscale.data.sources import TRAIN_SPLIT, Item, Source
 
 Listed = dict[str, tuple[Item, tuple[bytes, ...]]]  # by key

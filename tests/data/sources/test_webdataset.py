@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.foreign_shards import ScannedSample, scan_shard
+from dmlscale.data.packing.foreign_shards import ScannedSample, scan_shard
 from dmlscale.data.sources import SOURCES
 from dmlscale.data.sources.webdataset import WebDatasetShards
 

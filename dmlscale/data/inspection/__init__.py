@@ -1,0 +1,1 @@
+"""What a packed dataset holds, and whether it is what was packed."""

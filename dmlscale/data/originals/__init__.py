@@ -1,0 +1,1 @@
+"""Data as users have it: downloads, archives, tables, folders."""

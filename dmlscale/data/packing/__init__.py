@@ -1,0 +1,1 @@
+"""From a source to shards and an index."""

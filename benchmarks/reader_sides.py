@@ -51,7 +51,7 @@ def tar_loop(pictures: PackedPictures) -> Read:
                 file = tar.extractfile(member)
                 assert file is not None
                 if not member.name.endswith(".cls"):
-                    image = decode(file.read(), pictures.channels)
+                    image = decode(file.read(), pictures.channels, is_checked=True)
                 else:  # stands behind its picture
                     yield image, int(file.read())
 
@@ -87,7 +87,7 @@ def _decode_of(pictures: PackedPictures) -> Callable[[dict[str, Any]], tuple[Ten
 
 
 def _decoded(sample: dict[str, Any], extension: str, channels: int) -> tuple[Tensor, int]:
-    return decode(sample[extension], channels), int(sample["cls"])
+    return decode(sample[extension], channels, is_checked=True), int(sample["cls"])
 
 
 def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 def reader_in_plan_order(pictures: PackedPictures) -> Read:
     """Our reader alone, sample by sample, in the order of random batches of classes."""
     plan = _planner(pictures).plan(0)
-    reader = Reader(pictures.index, find_decoder("image", channels=pictures.channels))
+    reader = Reader(pictures.index, find_decoder("image", channels=pictures.channels, is_checked=True))
     labels = pictures.index.columns.labels
     for step in range(plan.num_steps):
         for row_id in plan.batch(step).tolist():
@@ -114,7 +114,7 @@ def our_batches(pictures: PackedPictures, num_workers: int) -> Iterator[tuple[Te
         num_workers: threads.
     """
     planner = _planner(pictures)
-    recipe = Recipe(find_decoder("image", channels=pictures.channels), Stack())
+    recipe = Recipe(find_decoder("image", channels=pictures.channels, is_checked=True), Stack())
     with TrainStream(pictures.index, planner, recipe, seed=0, num_workers=num_workers, cache_bytes=0) as stream:
         for _, batch in islice(stream, planner.num_steps(0)):
             yield batch.images, batch.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from threading import Lock
 
 import numpy as np
@@ -28,10 +29,12 @@ class FetchAhead:
         index: the split.
         rank: this rank.
         num_ranks: number of ranks.
+        keep_only: called with the shards that are in use now and next, when that changes.
     """
 
-    def __init__(self, index: Index, rank: int, num_ranks: int) -> None:
+    def __init__(self, index: Index, rank: int, num_ranks: int, keep_only: Callable[[Collection[int]], None]) -> None:
         self._index = index
+        self._keep_only = keep_only
         self._share = rank / num_ranks
         self._is_needed = any(not index.storage.holds_locally(name) for name in index.shards.names)
         self._lock = Lock()
@@ -55,8 +58,8 @@ class FetchAhead:
         """A pass from front to back has come to these rows."""
         if self._is_needed:
             first = int(self._index.columns.shards[row_ids[0]])
-            last = min(first + _SHARDS_AHEAD, len(self._index.shards.names))
-            self._request(first, np.arange(first, last))
+            used = self._index.used_shards
+            self._request(first, used[np.searchsorted(used, first) :][:_SHARDS_AHEAD])
 
     def close(self) -> None:
         """End the threads; asking again starts them anew."""
@@ -77,4 +80,5 @@ class FetchAhead:
             if self._fetcher is None:
                 self._fetcher = ShardFetcher(self._index.cache, self._index.storage, depth=_MOST_KEPT)
             table = self._index.shards
+            self._keep_only(shards.tolist())
             self._fetcher.request([Shard(table.names[n], int(table.sizes[n])) for n in shards.tolist()])

@@ -28,7 +28,8 @@ from dmlscale.data.planning.windows import ShardRows
 from dmlscale.data.statistics import class_counts
 from dmlscale.data.storage.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
 from dmlscale.data.storage.storage import Storage
-from dmlscale.data.tables import fetch_tables
+from dmlscale.data.tables import discard_tables, map_table, tables_of
+from dmlscale.data.version import dataset_version
 
 
 class Columns(NamedTuple):
@@ -85,15 +86,22 @@ class Index:
         Raises:
             DataError: no dataset there, its tables are damaged, or they cannot be fetched.
         """
-        storage = Storage.open(path, options)
+        given = Storage.open(path, options)
         cache = cache or ShardCache(default_cache_folder(), DEFAULT_CACHE_BYTES)
-        storage, folder = fetch_tables(storage, cache)
+        with tables_of(given, cache) as (storage, folder):
+            index = cls._open(storage, cache, folder)
+            if not storage.is_local:
+                index._check_version(folder)
+        return index
+
+    @classmethod
+    def _open(cls, storage: Storage, cache: ShardCache, folder: Path) -> Index:
         description = read_description(folder)
         if description is None or not (folder / INDEX_FILE).is_file():
             raise DataError(
                 f"no dataset at {storage} (it needs {INDEX_FILE} and dataset.json): run `dmlscale pack` first"
             )
-        batch = _map_table(folder / INDEX_FILE, INDEX_SCHEMA)
+        batch = map_table(folder / INDEX_FILE, INDEX_SCHEMA)
         split, extension = batch.column("split"), batch.column("extension")
         columns = Columns(
             keys=batch.column("key"),
@@ -107,8 +115,8 @@ class Index:
             hashes=batch.column("content_hash").to_numpy(),
             by_class=batch.column("by_class").to_numpy(),
         )
-        classes = _map_table(folder / CLASSES_FILE, CLASSES_SCHEMA)
-        shards = _map_table(folder / SHARDS_FILE, SHARDS_SCHEMA)
+        classes = map_table(folder / CLASSES_FILE, CLASSES_SCHEMA, is_small=True)
+        shards = map_table(folder / SHARDS_FILE, SHARDS_SCHEMA, is_small=True)
         counts = shards.column("num_samples").to_numpy()
         first_rows = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         sizes = shards.column("size_bytes").to_numpy()
@@ -125,6 +133,16 @@ class Index:
             num_classes=description["num_train_classes"],
             description=description,
         )
+
+    def _check_version(self, folder: Path) -> None:
+        """Whether tables that were fetched one after the other belong together."""
+        found = dataset_version(folder, self.columns.hashes, self.columns.splits, self.columns.labels)
+        if found != self.description["version"]:
+            discard_tables(self.storage, self.cache)
+            raise DataError(
+                f"the tables at {self.storage} are of different versions of the dataset: an upload is under way or was "
+                f"cut off; try again when it is complete"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,6 +238,14 @@ class Index:
         size = None if self.storage.holds_locally(name) else int(self.shards.sizes[number])
         return self.cache.open(self.storage, name, size)
 
+    def discard_copy(self, number: int) -> bool:
+        """Drop the cache's copy of a shard; False for one on this machine, which has none."""
+        name = self.shards.names[number]
+        if self.storage.holds_locally(name):
+            return False
+        self.cache.discard(self.storage, name)
+        return True
+
     def key(self, row_id: int) -> str:
         """The key of one row, as in the shard."""
         return self.columns.keys[row_id].as_py()
@@ -246,27 +272,6 @@ class _Names(Sequence[str]):
 
 def _of(column: NDArray, rows: range | NDArray[np.int64]) -> NDArray:
     return column[rows.start : rows.stop] if isinstance(rows, range) else column[rows]
-
-
-def _map_table(path: Path, schema: pa.Schema) -> pa.RecordBatch:
-    """The one record batch of a file, mapped."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is damaged or missing ({error}): delete {path.parent} and pack again") from None
-    missing = [name for name in schema.names if name not in reader.schema.names]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r} (it has: {', '.join(reader.schema.names)})")
-    if len(batches) != 1 or not batches[0].num_rows:
-        raise DataError(f"{path} must hold one record batch of at least one row, has {len(batches)}: pack again")
-    for field in schema:
-        column = batches[0].column(field.name)
-        if column.type != field.type:
-            raise DataError(f"{path} has a column of the wrong type: {field.name!r} is {column.type}, not {field.type}")
-        if column.null_count:
-            raise DataError(f"{path}: column {field.name!r} is empty in {column.null_count} rows")
-    return batches[0]
 
 
 def _check_tables(folder: Path, columns: Columns, num_classes: int, first_rows: NDArray[np.int64]) -> None:

@@ -27,6 +27,7 @@ from dmlscale.data.transforms import Transform, apply
 from dmlscale.data.types import Batch
 
 _CACHE_BYTES = 256 * 2**20  # per rank
+_TRIED = 64  # samples, where the form of a batch must be found out
 _DEPTH = 2  # batches ready beyond those that the threads work on
 
 
@@ -91,7 +92,8 @@ class TrainStream:
         self._streams = streams_of_rank(rank, num_ranks, plans.num_streams)
         self._num_threads = max(1, num_workers)
         self._reader = Reader(index, recipe.decoder, cache_bytes=cache_bytes)
-        self._fetch_ahead = FetchAhead(index, rank, num_ranks)
+        self._fetch_ahead = FetchAhead(index, rank, num_ranks, self._reader.keep_only)
+        self._no_images: Tensor | None = None  # (0, ...) of the form of a batch
         self._prefetcher: Prefetcher[Position, Batch] | None = None
         self.skipped = Skipped(max_skipped)
         self._position = self._checked(*start)
@@ -182,12 +184,26 @@ class TrainStream:
         if self._rounds is not None:
             epoch = position.epoch * self._num_steps(epoch) + position.step
         batch = _load(self._reader, self._index, self._recipe, parts, self.skipped, seed=self._seed, epoch=epoch)
-        if batch is None:
-            raise DataError(
-                f"none of the samples that this worker should read for step {position.step} of epoch {position.epoch} "
-                f"can be had: see the warnings before; raise samples per worker or repair the shards"
-            )
-        return batch
+        return self._empty() if batch is None else batch
+
+    def _empty(self) -> Batch:
+        """A batch of no sample, in the form of the others: other ranks may have their parts of the global one.
+
+        Raises:
+            DataError: no sample can be had that would tell the form.
+        """
+        if self._no_images is None:
+            positions = np.unique(np.linspace(0, len(self._index) - 1, _TRIED).astype(np.int64)).tolist()
+            rows = np.concatenate([self._index.row_ids_between(at, at + 1) for at in positions])
+            tried = _load(self._reader, self._index, self._recipe, {0: rows}, self.skipped, seed=self._seed, epoch=0)
+            if tried is None:
+                raise DataError(
+                    f"none of {len(rows)} samples tried can be read, the last one {self._index.where(int(rows[-1]))}: "
+                    f"repair the shards or pack the dataset again"
+                )
+            self._no_images = tried.images[:0]
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(self._no_images, none, none, {self._streams[0]: 0})
 
 
 def eval_batches(
@@ -221,7 +237,8 @@ def eval_batches(
     chunks = (index.row_ids_between(n * batch_size, (n + 1) * batch_size) for n in mine)
     num_threads = max(1, num_workers)
     skipped = Skipped(max_skipped)
-    reader, ahead = Reader(index, recipe.decoder), FetchAhead(index, rank, num_ranks)
+    reader = Reader(index, recipe.decoder)
+    ahead = FetchAhead(index, rank, num_ranks, reader.keep_only)
 
     def load(row_ids: NDArray[np.int64]) -> Batch | None:
         ahead.at_rows(row_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Lock
 from typing import Any, BinaryIO, Literal
 
@@ -52,12 +52,13 @@ class Reader:
     def _reset(self) -> None:
         self._lock = Lock()
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._lost_shards: dict[int, DataError] = {}
+        self._lost_shards: dict[int, str] = {}  # why: an error that is raised again and again would keep what it saw
+        self._fetched_again: set[int] = set()
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_open", "_lost_shards", "_cache", "_cached_bytes")
+        private = ("_lock", "_open", "_lost_shards", "_fetched_again", "_cache", "_cached_bytes")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,10 +102,25 @@ class Reader:
         Raises:
             LostSampleError: the shard cannot be had or is cut off, or the bytes have changed.
         """
+        try:
+            return self._read(row_id)
+        except LostSampleError as error:
+            # A copy in the cache may have been damaged since it was fetched; where the shard lies it may be good.
+            if error.kind not in ("cut off", "changed since packing") or not self._fetch_again(row_id):
+                raise
+        return self._read(row_id)
+
+    def keep_only(self, shards: Collection[int]) -> None:
+        """Let go of all other shards: the cache cannot make room by removing one that is open."""
+        with self._lock:
+            for number in self._open.keys() - set(shards):
+                del self._open[number]
+
+    def _read(self, row_id: int) -> Sequence[bytes | bytearray]:
         columns = self._index.columns
-        data = bytearray(int(columns.sizes[row_id]))
         try:
             shard = self._shard(int(columns.shards[row_id]))
+            data = bytearray(int(columns.sizes[row_id]))
             num_read = os.preadv(shard.fileno(), [data], int(columns.offsets[row_id]))
         except (OSError, DataError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -122,6 +138,17 @@ class Reader:
             raise self._lost(row_id, "changed since packing", what)
         return parts
 
+    def _fetch_again(self, row_id: int) -> bool:
+        """Drop the copy of a shard that is not on this machine; once. Whether that may help."""
+        number = int(self._index.columns.shards[row_id])
+        with self._lock:
+            is_first = number not in self._fetched_again
+            self._fetched_again.add(number)
+            if is_first:
+                self._open.pop(number, None)
+                return self._index.discard_copy(number)
+        return False
+
     def _lost(self, row_id: int, kind: LossKind, what: str) -> LostSampleError:
         return LostSampleError(kind, f"{self._index.where(row_id)} {what}")
 
@@ -133,12 +160,12 @@ class Reader:
                 return shard
             lost = self._lost_shards.get(number)
         if lost is not None:
-            raise lost
+            raise DataError(lost)
         try:
             shard = self._index.open_shard(number)  # may take long, so other shards can be read meanwhile
         except DataError as error:
             with self._lock:
-                self._lost_shards[number] = error
+                self._lost_shards[number] = str(error)
             raise
         with self._lock:
             shard = self._open.setdefault(number, shard)

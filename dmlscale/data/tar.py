@@ -94,8 +94,10 @@ class ShardFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:  # what is left to write fails too where the disk is full
+            self._partial.unlink(missing_ok=True)
 
     def append(self, blocks: bytes) -> None:
         """Append whole members."""

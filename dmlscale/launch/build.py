@@ -54,10 +54,15 @@ def build_embedder(config: Config) -> Embedder:
     )
 
 
-def build_decoder(config: Config) -> Decoder:
+def build_decoder(config: Config, index: Index) -> Decoder:
     """What makes tensors of a sample's files."""
     d = config.data
-    return find_decoder(d.input, channels=d.channels, audio=None if d.audio is None else AudioOptions(**d.audio))
+    return find_decoder(
+        d.input,
+        channels=d.channels,
+        audio=None if d.audio is None else AudioOptions(**d.audio),
+        is_checked=index.description["packing"]["check"],
+    )
 
 
 def build_objective(config: Config, num_classes: int, world: World) -> Objective:
@@ -199,7 +204,7 @@ def build_stream(config: Config, index: Index, world: World, mine: Mine) -> Trai
     return TrainStream(
         split,
         build_plans(config, split, mine),
-        Recipe(build_decoder(config), config.data.transform.build()),
+        Recipe(build_decoder(config, index), config.data.transform.build()),
         seed=config.run.seed,
         rank=world.rank,
         num_ranks=world.num_ranks,
@@ -213,7 +218,7 @@ def build_eval_batches(config: Config, index: Index, split_name: str, world: Wor
     split = index.split(split_name)
     return eval_batches(
         split,
-        Recipe(build_decoder(config), config.data.eval_transform.build()),
+        Recipe(build_decoder(config, index), config.data.eval_transform.build()),
         batch_size=config.evaluation.batch_size,
         rank=world.rank,
         num_ranks=world.num_ranks,

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
-from dmlscale.data.reader import Reader
+from dmlscale.data.reader import LostSampleError, Reader
 from dmlscale.data.types import Batch
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, embed, raw_pixels
@@ -38,11 +39,16 @@ class Evaluator:
     def __init__(self, config: Config, index: Index, world: World, device: torch.device) -> None:
         self._config, self._index, self._world, self._device = config, index, world, device
         self._ranks = OverRanks(world, device)
+        splits = (config.data.eval_split, config.data.gallery_split)
+        self._splits = [split for split in splits if split is not None]
 
     def model(self, net: nn.Module) -> tuple[dict[str, float], Embedded]:
         """Metrics by name, the same on every rank, and this rank's embeddings: those of queries and gallery."""
         local = embed(net, self._batches(), self._device)
-        return self._measure(local, self._config.evaluation.metric, with_nmi=True), local
+        metrics = self._measure(local, self._config.evaluation.metric, with_nmi=True)
+        found = int(self._ranks.all_sum(torch.tensor([len(local.ids)])))
+        expected = sum(len(self._index.split(name)) for name in self._splits)
+        return metrics | {"num_skipped": float(expected - found)}, local
 
     def raw_pixels(self) -> dict[str, float]:
         """The same retrieval metrics for the pixels themselves: the line to beat."""
@@ -66,10 +72,13 @@ class Evaluator:
             metric=self._config.evaluation.metric,
             seed=self._config.run.seed,
         )
-        reader = Reader(self._index, build_decoder(self._config))
+        reader = Reader(self._index, build_decoder(self._config, self._index))
 
         def load_image(row_id: int) -> Any:
-            return thumbnail(reader.decoded(row_id))
+            try:
+                return thumbnail(reader.decoded(row_id))
+            except LostSampleError:  # another rank could read it
+                return np.zeros((8, 8), np.uint8)
 
         try:
             return retrieval_gallery(rows, load_image, class_name=lambda label: self._index.class_names[label])
@@ -78,10 +87,7 @@ class Evaluator:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's share of the queries, then that of the gallery."""
-        splits = [self._config.data.eval_split, self._config.data.gallery_split]
-        shares = [
-            build_eval_batches(self._config, self._index, split, self._world) for split in splits if split is not None
-        ]
+        shares = [build_eval_batches(self._config, self._index, split, self._world) for split in self._splits]
         return chain.from_iterable(shares)
 
     def _sides(self, local: Embedded) -> tuple[Embedded, Embedded | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 
 import numpy as np
@@ -100,8 +100,7 @@ def check_data(config: Config, index: Index, say: Callable[[str], None] = print)
         check_mined_plan(train.labels, options)
     else:
         build_plans(config, train)
-    for name in (config.data.train_split, config.data.eval_split):
-        _check_shards(config, index.split(name), name, say)
+    check_shards(config, index, (config.data.train_split, config.data.eval_split, config.data.gallery_split), say)
     _check_input(config, index)
     _check_cache(config, train)
     outside = int(train.labels.max()) >= index.num_classes
@@ -134,19 +133,32 @@ def check_evaluation(config: Config, index: Index) -> None:
         )
 
 
-def _check_shards(config: Config, split: Index, name: str, say: Callable[[str], None]) -> None:
-    damaged = damaged_shards(split)
-    num_lost = sum(shard.num_lost for shard in damaged)
-    if not num_lost:
-        return
-    first = f"{damaged[0].path} {damaged[0].what}" + (f" and {len(damaged) - 1} others" if len(damaged) > 1 else "")
-    what = f"{num_lost:,} of {len(split):,} samples of the split {name!r} cannot be read: {first}"
-    if num_lost > config.data.max_skipped * len(split):
-        raise LaunchError(
-            f"{what}: restore the shards (`dmlscale verify {config.data.path}` lists all), pack again, or raise "
-            f"data.max_skipped ({config.data.max_skipped:g} of a split)"
-        )
-    say(f"warning: {what}; they are skipped")
+def check_shards(
+    config: Config, index: Index, splits: Iterable[str | None], say: Callable[[str], None] = print
+) -> None:
+    """Says which samples cannot be read because shards of this machine are missing or too short.
+
+    Raises:
+        LaunchError: they are more than data.max_skipped allows, or offline mining needs them.
+    """
+    d = config.data
+    for name in splits:
+        if name is None:
+            continue
+        split = index.split(name)
+        damaged = damaged_shards(split)
+        num_lost = sum(shard.num_lost for shard in damaged)
+        if not num_lost:
+            continue
+        more = f" and {len(damaged) - 1} others" if len(damaged) > 1 else ""
+        first = f"{damaged[0].path} {damaged[0].what}{more}"
+        what = f"{num_lost:,} of {len(split):,} samples of the split {name!r} cannot be read: {first}"
+        advice = f"restore the shards (`dmlscale verify {d.path}` lists all) or pack again"
+        if name == d.train_split and mined_options(config) is not None:
+            raise LaunchError(f"{what}; data.sampling={d.sampling} needs all of them: {advice}")
+        if num_lost > d.max_skipped * len(split):
+            raise LaunchError(f"{what}: {advice}, or raise data.max_skipped ({d.max_skipped:g} of a split)")
+        say(f"warning: {what}; they are skipped")
 
 
 def _check_input(config: Config, index: Index) -> None:
@@ -190,7 +202,7 @@ def check_batch(config: Config, index: Index) -> None:
             continue
         whole = index.split(split)
         few = whole.take(np.arange(min(len(whole), _TRIED)))
-        recipe = Recipe(build_decoder(config), transform.build())
+        recipe = Recipe(build_decoder(config, index), transform.build())
         try:
             # A few bad samples are skipped in training as well; if all of these are bad, more will be.
             with closing(eval_batches(few, recipe, batch_size=2, max_skipped=len(few) - 1)) as batches:

@@ -23,6 +23,7 @@ from dmlscale.launch import build
 from dmlscale.launch.evaluation import Evaluator
 from dmlscale.launch.mining import Miner
 from dmlscale.launch.ranks import OverRanks
+from dmlscale.launch.run_folder import check_same_dataset
 from dmlscale.launch.task import Task
 from dmlscale.models.embedder import Embedder
 from dmlscale.tracking.tracker import NullTracker, Tracker
@@ -64,6 +65,7 @@ class Training:
         self._config = task.settings
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
+        check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
         self._embedder: Embedder = build.build_embedder(self._config).to(device)
         objective = build.build_objective(self._config, self._index.num_classes, world).to(device)
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
@@ -173,6 +175,10 @@ class Training:
         named = {f"eval/{self._split}/{k}": v for k, v in self._metrics.items() if not k.startswith("num_")}
         self._tracker.log_metrics(named, step)
         self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics)
+        if self._metrics["num_skipped"]:
+            self._say(
+                message=f"{self._metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped"
+            )
 
     def _save(self, step: int, position: dict[str, int]) -> None:
         average_buffers(self._embedder, self._world)

@@ -18,7 +18,7 @@ from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.distributed.pool import GlooPool
-from tests.integration.runs import steps_of, task_of, work_on_rank, write_config
+from tests.integration.runs import curve, steps_of, task_of, work_on_rank, write_config
 
 ALLOW_MANY = "data.max_skipped=0.5"
 
@@ -164,3 +164,55 @@ def test_a_run_is_not_continued_on_another_dataset(
     capsys.readouterr()
     assert main(["train", str(config), *quick[:1], "train.steps=12", "--resume"]) == 2
     assert "is not the dataset that" in capsys.readouterr().err
+
+
+def flip_most(folder: Path, split: str, share: float) -> int:
+    index = Index.load(folder)
+    rows = index.split(split).row_ids
+    lost = rows[np.random.default_rng(0).random(len(rows)) < share]
+    with shard_of(folder, split).open("r+b") as file:
+        for row in lost.tolist():
+            file.seek(int(index.columns.offsets[row] + index.columns.sizes[row] // 2))
+            file.write(b"\xff\x00\xff")
+    return len(lost)
+
+
+@pytest.mark.parametrize("reproducible", ["true", "false"])
+def test_a_rank_without_any_readable_sample_takes_part_in_the_step(
+    gloo_pool: GlooPool, copy: Path, tmp_path: Path, reproducible: str
+) -> None:
+    flip_most(copy, "train", 0.6)
+    config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
+    small = ("data.classes_per_batch=4", "data.samples_per_class=2", "train.bank_start=random", "data.max_skipped=0.9")
+    curves = []
+    for num_ranks in (1, 4):  # a rank of four has one group of two samples
+        options = (*small, f"train.reproducible={reproducible}", "evaluation.raw_pixels=false")
+        task = task_of(config, f"on{num_ranks}", *options)
+        gloo_pool.run(num_ranks, work_on_rank, task)
+        curves.append(curve(task.folder))
+    assert len(curves[0]) == 20
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_samples_lost_to_the_evaluation_are_counted(
+    gloo_pool: GlooPool, copy: Path, tmp_path: Path, num_ranks: int
+) -> None:
+    num_lost = flip_most(copy, "test", 0.2)
+    config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
+    task = task_of(config, "damaged", ALLOW_MANY, "train.steps=2", "train.bank_start=random")
+    metrics = gloo_pool.run(num_ranks, work_on_rank, task)[0]["metrics"]
+    assert metrics["num_skipped"] == num_lost
+    assert metrics["num_queries"] == len(Index.load(copy).split("test")) - num_lost
+    said = (Path(task.folder) / "progress.jsonl").read_text()
+    assert f"{num_lost} samples to evaluate could not be read" in said
+    assert (Path(task.folder) / "retrieval_gallery.png").is_file()
+
+
+def test_shards_that_offline_mining_needs_are_asked_for_before_the_start(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut_in_half(copy)
+    config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
+    assert main(["train", str(config), "--local", ALLOW_MANY, "data.sampling=hard_triplets", "data.mine_every=4"]) == 2
+    assert "hard_triplets needs all of them" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,7 @@ def recording() -> bytes:
 
 
 NETWORK = "model.options={channels: [8, 8, 16, 16], stem_width: 8}"
+CHECKED: Any = SimpleNamespace(description={"packing": {"check": True}})  # what a decoder asks an index
 PAPERS = [
     "data.transform={name: resize_crop_flip, resize: 36, size: 32, normalize: caffe_bgr}",
     "data.eval_transform={name: papers_eval, resize: 36, size: 32, normalize: caffe_bgr}",
@@ -87,7 +90,7 @@ def test_from_files_to_embeddings(case: str) -> None:
         "configs/quickstart.yaml", ["data.channels=3", "model.backbone=resnet10t", "model.embedding_dim=5", *overrides]
     )
     assert check_bytes(config.data.input, parts) is None
-    decoder, embedder = build_decoder(config), build_embedder(config)
+    decoder, embedder = build_decoder(config, CHECKED), build_embedder(config)
     samples = [decoder(parts)] * 4
     for setting in (config.data.transform, config.data.eval_transform):
         images = apply(setting.build(), samples, np.arange(4), seed=0, epoch=0)

@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Sequence
 from threading import Lock
 
+from PIL import Image
+
 from dmlscale.data.decoding.contents import Content, check_sizes, only_part, read_array, read_picture, read_wave
+from dmlscale.data.decoding.png import defect_of, is_plain
 from dmlscale.data.inputs import InputKind
 
 _filters = Lock()  # Python's list of warning filters belongs to all threads
@@ -27,9 +30,9 @@ def check_bytes(kind: InputKind, parts: Sequence[Content]) -> str | None:
         warnings.simplefilter("ignore")
         try:
             if kind == "views":
-                check_sizes([read_picture(part).size for part in parts])
+                check_sizes([_checked_picture(part).size for part in parts])
             elif kind == "image":
-                read_picture(only_part(parts))
+                _checked_picture(only_part(parts))
             elif kind == "array":
                 read_array(only_part(parts))
             else:
@@ -37,3 +40,11 @@ def check_bytes(kind: InputKind, parts: Sequence[Content]) -> str | None:
         except ValueError as error:
             return str(error)
     return None
+
+
+def _checked_picture(part: Content) -> Image.Image:
+    picture = read_picture(part)
+    defect = defect_of(part) if is_plain(part) else None
+    if defect is not None:
+        raise ValueError(defect)
+    return picture

@@ -13,6 +13,7 @@ import numpy as np
 from dmlscale.data.glyphs.face import Face
 from dmlscale.data.glyphs.lookalikes import FaceReport, inspect_face
 from dmlscale.data.glyphs.processes import ordered_map
+from dmlscale.data.originals.scratch_names import file_stamp
 
 
 def survey(
@@ -39,7 +40,7 @@ def survey(
 
 def _file_name(face: Face, code_points: Sequence[int]) -> str:
     digest = blake2b(np.array(code_points, np.int64).tobytes(), digest_size=8)
-    digest.update(repr((face, [file.path.stat().st_size for file in face.files])).encode())
+    digest.update(repr((face, [file_stamp(file.path) for file in face.files])).encode())
     return f"{face.name}-{digest.hexdigest()}.npz"
 
 

@@ -110,7 +110,7 @@ def look_at(index: Index, splits: Sequence[str] | None = None, *, num_listed: in
         },
         overlaps=tuple(
             Overlap((index.splits[a], index.splits[b]), int(((counts[a] > 0) & (counts[b] > 0)).sum()))
-            for a, b in combinations(range(len(index.splits)), 2)
+            for a, b in combinations(np.flatnonzero(counts.any(axis=1)).tolist(), 2)
         ),
         num_empty_classes=told["num_empty_classes"],
         num_rejects=told["num_rejects"],

@@ -111,7 +111,10 @@ class _Walk:
         key, names = self._index.key(row), [part.name for part in parts]
         if self._is_foreign:
             # As for WebDataset, the key ends at the first dot of the base name.
-            wrong = [name for name in names if not name.startswith(f"{key}.") or "/" in name[len(key) :]]
+            # Where another split has the key too, that of the index begins with the split.
+            split = self._index.splits[self._columns.splits[row]]
+            keys = {_key(name) for name in names} - {key, key.removeprefix(f"{split}/")}
+            wrong = [name for name in names if _key(name) in keys]
         else:
             extension = self._index.extensions[self._columns.extensions[row]]
             wanted = _member_names(key, extension, self._num_parts(row))
@@ -169,6 +172,12 @@ class _Walk:
 
     def _of_shard(self, what: str) -> Problem:
         return Problem(self._name, "", what)
+
+
+def _key(name: str) -> str:
+    """The key of a member in a shard of others."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
 
 
 def _member_names(key: str, extension: str, num_parts: int) -> list[str]:

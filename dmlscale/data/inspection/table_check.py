@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from dmlscale.data.hashing import mix
 from dmlscale.data.index import Index
+from dmlscale.data.inspection.description_check import check_description, check_files
 from dmlscale.data.inspection.problems import Problem
-from dmlscale.data.layout import CLASSES_FILE, DESCRIPTION_FILE, INDEX_FILE, SHARDS_FILE
-from dmlscale.data.sources import TRAIN_SPLIT
-from dmlscale.data.statistics import CHUNK, as_json, class_counts, duplicates, split_statistics
+from dmlscale.data.layout import CLASSES_FILE, INDEX_FILE, SHARDS_FILE
+from dmlscale.data.statistics import CHUNK, duplicates
 
-_KEYS = 2**18  # looked at together: a number is made for each of their letters
+_KEY_BYTES = 2**22  # looked at together: some numbers are made for each
 
 IsWrong = Callable[[slice], NDArray[np.bool_]]  # some rows -> (m,) which of them are wrong
 
@@ -49,7 +49,8 @@ def check_tables(index: Index) -> Iterator[Problem]:
     yield from _check_places(index)
     yield from _rows(index, _breaks_class_order(index), "column 'by_class' does not list the rows by split and class")
     yield from _check_names(index)
-    yield from _check_description(index)
+    yield from check_description(index)
+    yield from check_files(index)
 
 
 def key_hashes(keys: pa.LargeStringArray) -> NDArray[np.uint64]:
@@ -57,14 +58,19 @@ def key_hashes(keys: pa.LargeStringArray) -> NDArray[np.uint64]:
     ends = np.frombuffer(keys.buffers()[1], np.int64)[keys.offset : keys.offset + len(keys) + 1]
     text = np.frombuffer(keys.buffers()[2] or b"", np.uint8)
     hashes = np.empty(len(keys), np.uint64)
-    for first in range(0, len(keys), _KEYS):
-        part = ends[first : first + _KEYS + 1]
+    first = 0
+    while first < len(keys):
+        # As many keys as have so many bytes; one at least. Empty keys have none, so their number is limited too.
+        stop = int(np.searchsorted(ends, ends[first] + _KEY_BYTES, "right")) - 1
+        stop = min(max(stop, first + 1), first + _KEY_BYTES)
+        part = ends[first : stop + 1]
         sizes = np.diff(part)
         place = np.arange(part[0], part[-1]) - np.repeat(part[:-1], sizes)  # of each byte in its key
         # A random weight for every place makes a sum that tells keys apart (multilinear hashing).
         weighted = (text[part[0] : part[-1]].astype(np.uint64) + np.uint64(1)) * mix(place.astype(np.uint64))
         sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(weighted, dtype=np.uint64)))
-        hashes[first : first + _KEYS] = np.diff(sums[part - part[0]])
+        hashes[first:stop] = np.diff(sums[part - part[0]])
+        first = stop
     return hashes
 
 
@@ -118,28 +124,6 @@ def _check_names(index: Index) -> Iterator[Problem]:
         for position in often.tolist():
             name, count = counted[position].as_py().values()
             yield Problem(where, "", f"the name {name!r} comes {count} times")
-
-
-def _check_description(index: Index) -> Iterator[Problem]:
-    """Whether dataset.json counts what the tables hold."""
-    columns, num_classes = index.columns, len(index.classes)
-    told = index.description
-    counts = class_counts(columns.splits, columns.labels, len(index.splits), num_classes)
-    statistics = split_statistics(columns.splits, columns.labels, columns.sizes, index.splits, num_classes)
-    found = {
-        "splits": as_json(statistics),
-        "num_classes": num_classes,
-        "num_empty_classes": int((counts.sum(axis=0) == 0).sum()),
-        "num_shards": len(index.shards.names),
-    }
-    for name, value in found.items():
-        if told.get(name) != value:
-            yield Problem(DESCRIPTION_FILE, "", f"{name} is {told.get(name)!r}, the tables say {value!r}")
-    if TRAIN_SPLIT in index.splits:
-        last = int(np.flatnonzero(counts[index.splits.index(TRAIN_SPLIT)]).max(initial=-1))
-        if last >= index.num_classes:
-            what = f"num_train_classes is {index.num_classes}, but {TRAIN_SPLIT!r} has samples of label {last}"
-            yield Problem(DESCRIPTION_FILE, "", what)
 
 
 def _rows(index: Index, is_wrong: IsWrong, what: str) -> Iterator[Problem]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from typing import Any
 
+from dmlscale.data.child_processes import process_pool
 from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
 from dmlscale.data.inspection.problems import Problem
@@ -29,10 +29,11 @@ def verify(
 ) -> Iterator[Problem]:
     """Find what is wrong with a dataset.
 
-    The tables first. Then every shard is read from front to back as a tar file, in constant memory: each sample must
-    lie at its offset under its name, with the bytes that were packed and its label in ``.cls``, and the shard must hold
-    nothing else. Shards that were only indexed where they are may hold more, and have their labels elsewhere. A shard
-    that is not on this machine is fetched, and what is read is the copy.
+    The tables first, and whether the files beside them are those that dataset.json tells of. Then every shard is read
+    from front to back as a tar file, in constant memory: each sample must lie at its offset under its name, with the
+    bytes that were packed and its label in ``.cls``, and the shard must hold nothing else. Shards that were only indexed
+    where they are may hold more, and have their labels elsewhere. A shard that is not on this machine is fetched, and
+    what is read is the copy.
 
     Args:
         index: of the whole dataset.
@@ -77,8 +78,7 @@ def _checks(index: Index, num_processes: int | None, *, quick: bool) -> Prefetch
         return Prefetcher(partial(check_shard, index), numbers, pool=ThreadPoolExecutor(1), depth=1)
     # Each process opens the index itself, which maps the same files; it is not copied to them.
     place = (index.storage.root, index.storage.options, index.cache)
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_process, place)
-    return Prefetcher(_check_in_process, numbers, pool=pool, depth=2 * count)
+    return Prefetcher(_check_in_process, numbers, pool=process_pool(count, _start_process, place), depth=2 * count)
 
 
 _index: Index | None = None

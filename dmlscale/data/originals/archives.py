@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.originals.files import SEARCH_DEPTH, Files, FolderFiles, clean_name, find_in_names, visible_sorted
+from dmlscale.data.originals.scratch_names import scratch_name
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class ZipFiles:
         # RuntimeError: it has a password. NotImplementedError: a compression that Python lacks.
         except (*_DAMAGE, RuntimeError, NotImplementedError) as error:
             reason = "is damaged" if isinstance(error, _DAMAGE) else "has a password or an unknown compression"
-            raise OSError(errno.EIO, f"{reason} in the zip file", self.location(name)) from error
+            raise ValueError(f"{reason} in the zip file") from error
 
     def location(self, name: str) -> str:
         """See ``Files``."""
@@ -111,7 +112,7 @@ class TarFiles:
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self._path = path
-        stored = scratch / f"{path.name}-{path.stat().st_size}.json"
+        stored = scratch / f"{scratch_name(path)}.json"
         if not stored.is_file():
             found = _places_in_tar(path)
             scratch.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ class TarFiles:
             file.seek(offset)
             data = file.read(size)
         if len(data) != size:
-            raise OSError(errno.EIO, "is cut off in the tar file", self.location(name))
+            raise ValueError("is cut off in the tar file")
         return data
 
     def location(self, name: str) -> str:
@@ -164,7 +165,7 @@ def _places_in_tar(path: Path) -> Mapping[str, tuple[int, int]]:
 
 def _unpacked(path: Path, start: bytes, scratch: Path) -> Path:
     """The folder that a compressed tar was unpacked into; it gets its name when it is complete."""
-    folder = scratch / f"{path.name}-{path.stat().st_size}"
+    folder = scratch / scratch_name(path)
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.partial")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
+from dmlscale.data.originals.scratch_names import scratch_name
 
 
 def array_names(path: Path) -> list[str]:
@@ -47,8 +48,7 @@ def map_array(path: Path, name: str, scratch: Path) -> NDArray:
 
 
 def _unpacked(path: Path, name: str, scratch: Path) -> Path:
-    status = path.stat()
-    file = scratch / f"{name}-{status.st_size}-{status.st_mtime_ns}.npy"
+    file = scratch / f"{scratch_name(path)}-{name}.npy"
     if file.is_file():
         return file
     scratch.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ class Files(Protocol):
         """One file. Threads and forked processes may read at the same time.
 
         Raises:
-            OSError: there is no such file, or it is damaged.
+            OSError: there is no such file, or it cannot be read now.
+            ValueError: it is damaged in its archive.
         """
 
     def location(self, name: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.originals.columnar_table import ARROW_SUFFIXES, ColumnarTable
+from dmlscale.data.originals.scratch_names import scratch_name
 
 _COLUMN = "bytes"  # of the files made here
 _ROWS = 256  # of a batch: what is in memory at a time
@@ -34,12 +36,12 @@ class StoredBytes:
 
     def __init__(self, tables: Sequence[ColumnarTable], column: str, scratch: Path) -> None:
         self._places: list[tuple[Path, str]] = []
-        for number, table in enumerate(tables):
+        for table in tables:
             kind = table.type_of(column)
             if not any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary)):
                 raise DataError(f"manifest: column {column!r} of {table.path} has the type {kind}, must be binary")
             mapped = (table.path, column)
-            self._places.append(mapped if _is_mappable(*mapped) else (_unpack(table, column, number, scratch), _COLUMN))
+            self._places.append(mapped if _is_mappable(*mapped) else (_unpack(table, column, scratch), _COLUMN))
 
     def read(self, table: int, row: int) -> bytes | None:
         """The file in one row; None where there is none."""
@@ -63,10 +65,10 @@ def _is_mappable(path: Path, column: str) -> bool:
     return data is not None and whole.address <= data.address < whole.address + whole.size
 
 
-def _unpack(table: ColumnarTable, column: str, number: int, scratch: Path) -> Path:
+def _unpack(table: ColumnarTable, column: str, scratch: Path) -> Path:
     """A mapped file of the column; it gets its name when it is complete."""
-    status = table.path.stat()
-    path = scratch / f"{number:05d}-{status.st_size}-{status.st_mtime_ns}.arrow"
+    # The column is in the name as a hash: one of a struct may be called like a path.
+    path = scratch / f"{scratch_name(table.path)}-{blake2b(column.encode(), digest_size=4).hexdigest()}.arrow"
     if path.is_file():
         return path
     scratch.mkdir(parents=True, exist_ok=True)

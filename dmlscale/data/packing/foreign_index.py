@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from dmlscale.data.decoding.check import check_bytes
 from dmlscale.data.errors import DataError
 from dmlscale.data.layout import REJECTS_FILE
-from dmlscale.data.packing.foreign_shards import ScannedSample, scan_shard
+from dmlscale.data.packing.foreign_scan import ShardScan, scan_shards
 from dmlscale.data.packing.index_tables import describe
-from dmlscale.data.packing.index_writer import IndexWriter, write_classes, write_shard_table, write_table
+from dmlscale.data.packing.index_writer import IndexWriter, write_classes, write_shard_table
+from dmlscale.data.packing.numbered_keys import key_hash
 from dmlscale.data.packing.writing import PackOptions, Progress
-from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.sources import TRAIN_SPLIT, ShardSource
-from dmlscale.data.storage.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
-from dmlscale.data.storage.storage import Storage
 
-_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("num_parts", pa.int16()),
-        ("extension", pa.string()),
-        ("class_name", pa.string()),
-        ("content_hash", pa.uint64()),
-    ]
-)
 _REPEATED = "its key comes in an earlier shard, whose sample is kept"
 _NUMBERS = ("offset", "size", "num_parts", "content_hash")
-
-
-class _Scanned(NamedTuple):
-    """One shard that was looked through."""
-
-    location: str
-    split: str
-    size_bytes: int
-    table: Path  # of its samples
-    rejects: list[tuple[str, str]]  # key, reason
 
 
 def index_shards(
@@ -63,46 +33,18 @@ def index_shards(
     """Read every shard once, in processes, and write the tables of a dataset into ``work``.
 
     Raises:
-        DataError: a shard cannot be had, is compressed, or holds a reject and ``options.strict``; or no sample is left.
+        DataError: a shard cannot be had, is compressed, or holds a reject and ``options.strict``; or no sample of a
+            split is left.
     """
     locations = source.locations()
-    scan = partial(_scan, source=source, work=work, check=options.check)
-    pool = ProcessPoolExecutor(
-        options.num_processes or len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
-    )
-    scanned = []
-    try:
-        with closing(Prefetcher(scan, iter(enumerate(locations)), pool=pool, depth=4)) as results:
-            for result in results:
-                if options.strict and result.rejects:
-                    key, reason = result.rejects[0]
-                    raise DataError(f"shard {result.location}, sample {key!r}: {reason}")
-                scanned.append(result)
-                if progress is not None:
-                    progress(len(scanned), len(locations))
-    except BrokenProcessPool:
-        raise DataError("a process died that looked through shards (out of memory?): set num_processes=1") from None
-    _write_tables(scanned, work, request)
-
-
-def _scan(numbered: tuple[int, tuple[str, str]], source: ShardSource, work: Path, check: bool) -> _Scanned:
-    number, (location, split) = numbered
-    storage = Storage.open(work)
-    cache = ShardCache(default_cache_folder(), DEFAULT_CACHE_BYTES)
-    rows: list[ScannedSample] = []
-    rejects = []
-    with cache.open(storage, location) as file:
-        for found in scan_shard(file, source.scan(partial(check_bytes, source.input) if check else None)):
-            if isinstance(found, ScannedSample):
-                rows.append(found)
-            else:
-                rejects.append((found.key, found.reason))
-        size_bytes = file.seek(0, os.SEEK_END)
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-    table = work / f"scan-{number:06d}.arrow"
-    write_table(table, pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
-    return _Scanned(location, split, size_bytes, table, rejects)
+    scans = []
+    for scan in scan_shards(source, locations, work, options):
+        if options.strict:
+            _refuse_any(scan, scan.rejects())
+        scans.append(scan)
+        if progress is not None:
+            progress(len(scans), len(locations))
+    _write_tables(scans, work, request, options)
 
 
 @dataclass
@@ -113,25 +55,25 @@ class _Classes:
     num_train: int
 
     @classmethod
-    def of(cls, scanned: list[_Scanned]) -> _Classes:
+    def of(cls, scans: list[ShardScan]) -> _Classes:
         by_split: dict[str, set[str]] = {}
-        for shard in scanned:
-            found = pc.unique(_read(shard.table).column("class_name")).to_pylist()
-            by_split.setdefault(shard.split, set()).update(found)
+        for scan in scans:
+            by_split.setdefault(scan.split, set()).update(pc.unique(scan.samples().column("class_name")).to_pylist())
         in_train = by_split.get(TRAIN_SPLIT, set())
         others = set().union(*by_split.values()) - in_train
         return cls([*sorted(in_train), *sorted(others)], len(in_train))
 
 
-def _write_tables(scanned: list[_Scanned], work: Path, request: Mapping[str, Any]) -> None:
-    classes = _Classes.of(scanned)
-    splits = sorted({shard.split for shard in scanned}, key=lambda name: (name != TRAIN_SPLIT, name))
-    extensions = sorted({e for shard in scanned for e in pc.unique(_read(shard.table).column("extension")).to_pylist()})
+def _write_tables(scans: list[ShardScan], work: Path, request: Mapping[str, Any], options: PackOptions) -> None:
+    classes = _Classes.of(scans)
+    splits = sorted({scan.split for scan in scans}, key=lambda name: (name != TRAIN_SPLIT, name))
+    extensions = sorted({e for scan in scans for e in pc.unique(scan.samples().column("extension")).to_pylist()})
     # The rows of a split lie together in the index, so that opening it copies nothing.
-    scanned = sorted(scanned, key=lambda shard: splits.index(shard.split))
-    reasons: Counter[str] = Counter()
+    scans = sorted(scans, key=lambda scan: splits.index(scan.split))
+    reasons = {split: Counter[str]() for split in splits}
+    num_samples: Counter[str] = Counter()
     shards: list[tuple[str, int, int]] = []
-    repeated = _Repeated()
+    index_keys = _IndexKeys()
     names = pa.array(classes.names, pa.string())
     with (
         (work / REJECTS_FILE).open("w", newline="") as file,
@@ -139,12 +81,15 @@ def _write_tables(scanned: list[_Scanned], work: Path, request: Mapping[str, Any
     ):
         writer = csv.writer(file)
         writer.writerow(("key", "split", "class_name", "source", "reason"))
-        for shard in scanned:
-            table = _read(shard.table)
-            is_new = repeated.check(table.column("key").to_pylist())
-            rejects = [*shard.rejects, *((key.as_py(), _REPEATED) for key in table.column("key").filter(~is_new))]
-            writer.writerows((key, shard.split, "", shard.location, reason) for key, reason in rejects)
-            reasons.update(reason for _, reason in rejects)
+        for scan in scans:
+            table = scan.samples()
+            keys, is_new = index_keys.add(scan.split, table.column("key").to_pylist())
+            repeated = [(key.as_py(), _REPEATED) for key in table.column("key").filter(pa.array(~is_new))]
+            if options.strict:
+                _refuse_any(scan, repeated)
+            rejects = [*scan.rejects(), *repeated]
+            writer.writerows((key, scan.split, "", scan.location, reason) for key, reason in rejects)
+            reasons[scan.split].update(reason for _, reason in rejects)
             table = table.filter(pa.array(is_new))
             if not table.num_rows:
                 continue
@@ -152,33 +97,60 @@ def _write_tables(scanned: list[_Scanned], work: Path, request: Mapping[str, Any
             columns["label"] = pc.index_in(table.column("class_name"), names).to_numpy()
             columns["extension"] = pc.index_in(table.column("extension"), pa.array(extensions)).to_numpy()
             columns["shard"] = np.full(table.num_rows, len(shards))
-            columns["split"] = np.full(table.num_rows, splits.index(shard.split))
-            index.append(table.column("key").to_pylist(), columns)
-            shards.append((shard.location, shard.size_bytes, table.num_rows))
-        if not shards:
-            reason = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
-            raise DataError(f"none of {len(scanned)} shards holds a sample that can be used: {reason}")
+            columns["split"] = np.full(table.num_rows, splits.index(scan.split))
+            index.append(keys, columns)
+            shards.append((scan.location, scan.size_bytes, table.num_rows))
+            num_samples[scan.split] += table.num_rows
+        for split in splits:
+            if not num_samples[split]:
+                count = sum(scan.split == split for scan in scans)
+                most = "; ".join(f"{number:,} x {reason}" for reason, number in reasons[split].most_common(3))
+                raise DataError(f"none of {count} shards of split {split!r} holds a sample that can be used: {most}")
         index.finish(len(classes.names))
     write_classes(work, classes.names, [""] * len(classes.names))
     write_shard_table(work, *zip(*shards, strict=True))
-    describe(work, request, tuple(splits), len(classes.names), classes.num_train, reasons)
+    describe(work, request, tuple(splits), len(classes.names), classes.num_train, sum(reasons.values(), Counter[str]()))
 
 
-def _read(path: Path) -> pa.RecordBatch:
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+def _refuse_any(scan: ShardScan, rejects: Sequence[tuple[str, str]]) -> None:
+    for key, reason in rejects:
+        raise DataError(f"shard {scan.location}, sample {key!r}: {reason}")
 
 
-class _Repeated:
-    """Keys that came before, by a hash of 64 bits each."""
+class _IndexKeys:
+    """Keys of samples in the index, by a hash of 64 bits each.
+
+    Shards of several splits often count from 0 each. So keys are compared within a split, and where an earlier split
+    has a key too, that in the index begins with the split: "test/000000".
+    """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._split = ""
+        self._of_split: set[int] = set()
+        self._of_earlier: set[int] = set()
 
-    def check(self, keys: list[str]) -> np.ndarray:
-        """(m,) whether a key is new."""
-        is_new = np.ones(len(keys), bool)
-        for n, key in enumerate(keys):
-            number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-            is_new[n] = number not in self._seen
-            self._seen.add(number)
-        return is_new
+    def add(self, split: str, keys: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
+        """Add the keys (m,) of a shard; those of a split follow each other.
+
+        Returns:
+            The keys that are new, as in the index, and (m,) which ones they are of.
+        """
+        if split != self._split:
+            self._of_earlier |= self._of_split
+            self._split, self._of_split = split, set()
+        taken = [self._take(split, key) for key in keys]
+        return [key for key in taken if key is not None], np.array([key is not None for key in taken], bool)
+
+    def _take(self, split: str, key: str) -> str | None:
+        number = key_hash(key)
+        if number in self._of_split:
+            return None
+        self._of_split.add(number)
+        if number not in self._of_earlier:
+            return key
+        key = f"{split}/{key}"
+        number = key_hash(key)
+        if number in self._of_split or number in self._of_earlier:
+            return None
+        self._of_split.add(number)
+        return key

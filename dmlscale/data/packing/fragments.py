@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 
 from dmlscale.data.decoding.check import check_bytes
+from dmlscale.data.errors import DataError
 from dmlscale.data.fingerprint import content_hash
 from dmlscale.data.packing.item_table import ListedSample
 from dmlscale.data.sources import OpenSource, Source
+from dmlscale.data.storage.transfer_errors import ShardError, shown
 from dmlscale.data.tar import Place, add_sample
+
+# What a file itself is to blame for. Others may pass (a disk that hiccups, no memory, too many open files): a sample
+# that is lost to one of them would never come back.
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Reject(NamedTuple):
@@ -57,13 +61,23 @@ class Worker:
         self._check = check
 
     def pack(self, listed: Sequence[ListedSample]) -> Fragment:
-        """The fragment of the ``listed`` samples, in their order."""
+        """The fragment of the ``listed`` samples, in their order.
+
+        Raises:
+            DataError: one cannot be read now, which may be otherwise later.
+        """
         blocks = bytearray()
         samples, rejects = [], []
         for sample in listed:
             try:
                 parts = self._load(sample)
             except (OSError, ValueError) as error:
+                if _may_pass(error):
+                    where = shown(sample.ref.partition("\n")[0])
+                    raise DataError(
+                        f"sample {sample.key!r} ({where}) cannot be read: {_reason(error)}; finished shards are kept: "
+                        "run the same again when it can be"
+                    ) from error
                 rejects.append(Reject(sample.position, _reason(error)))
                 continue
             place = add_sample(blocks, sample.key, sample.extension, parts, sample.label)
@@ -87,7 +101,6 @@ _worker: Worker | None = None
 def start_process(source: Source, scratch: Path, check: bool) -> None:
     """Make this process's worker: for a pool."""
     global _worker
-    Thread(target=_end_with_parent, daemon=True).start()
     _worker = Worker(source, scratch, check=check)
 
 
@@ -97,12 +110,11 @@ def pack_in_process(listed: Sequence[ListedSample]) -> Fragment:
     return _worker.pack(listed)
 
 
-def _end_with_parent() -> None:
-    """A pool's process would otherwise wait for work for ever when its parent is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _may_pass(error: OSError | ValueError) -> bool:
+    """Whether the sample may be read at another time. Decoders raise OSErrors without a number."""
+    return isinstance(error, ShardError) or (
+        isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
+    )
 
 
 def _reason(error: Exception) -> str:

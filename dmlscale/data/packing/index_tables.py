@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,25 +10,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.layout import (
-    CLASSES_FILE,
-    DUPLICATES_FILE,
-    FORMAT_VERSION,
-    INDEX_FILE,
-    REJECTS_FILE,
-    SHARDS_FILE,
-    write_description,
-)
+from dmlscale.data.layout import DUPLICATES_FILE, FORMAT_VERSION, INDEX_FILE, REJECTS_FILE, write_description
 from dmlscale.data.packing.index_writer import IndexWriter, write_classes, write_shard_table
 from dmlscale.data.packing.item_table import ItemTable
 from dmlscale.data.packing.writing import ShardRecord
 from dmlscale.data.statistics import as_json, class_counts, duplicates, split_statistics
+from dmlscale.data.version import content_digest, dataset_version
 
 _REASONS = 20  # that the description tells; all are in rejects.csv
-_REPEATED = "its key comes twice: the first sample is kept"
+REPEATED = "its key comes twice: the first sample is kept"
 
 
 def finish_tables(
@@ -57,7 +48,7 @@ def finish_tables(
         rejects = _Rejects(file, table)
         rejects.copy(table.defective)
         for position in table.repeated.tolist():
-            rejects.add(position, _REPEATED)
+            rejects.add(position, REPEATED)
         for record in records:
             for reject in record.rejects:
                 rejects.add(*reject)
@@ -84,7 +75,15 @@ def finish_tables(
         index.finish(len(table.class_names))
     write_classes(folder, table.class_names, table.super_classes)
     write_shard_table(folder, *zip(*shards, strict=True))
-    describe(folder, request, table.split_names, len(table.class_names), table.num_train_classes, rejects.reasons)
+    describe(
+        folder,
+        request,
+        table.split_names,
+        len(table.class_names),
+        table.num_train_classes,
+        rejects.reasons,
+        num_ambiguous_classes=table.num_ambiguous_classes,
+    )
     return [name for name, _, _ in shards]
 
 
@@ -95,6 +94,8 @@ def describe(
     num_classes: int,
     num_train_classes: int,
     rejects: Counter[str],
+    *,
+    num_ambiguous_classes: int = 0,
 ) -> None:
     """Count what the index in ``folder`` holds, and write ``duplicates.csv`` and ``dataset.json``."""
     with pa.memory_map(str(folder / INDEX_FILE)) as source:
@@ -114,25 +115,16 @@ def describe(
             "num_classes": num_classes,
             "num_train_classes": num_train_classes,
             "num_empty_classes": int((counts.sum(axis=0) == 0).sum()),
+            "num_ambiguous_classes": num_ambiguous_classes,
             "num_shards": int(batch.column("shard")[-1].as_py()) + 1,
             "num_rejects": rejects.total(),
             "rejects": dict(rejects.most_common(_REASONS)),
             "num_duplicates": len(later),
             "num_duplicates_across_splits": int(across.sum()),
-            "content_hash": hashlib.blake2b(hashes, digest_size=16).hexdigest(),
-            "version": _version(folder, hashes, splits, labels),
+            "content_hash": content_digest(hashes),
+            "version": dataset_version(folder, hashes, splits, labels),
         }
     write_description(folder, description)
-
-
-def _version(folder: Path, *columns: NDArray) -> str:
-    """Tells datasets apart that may follow each other at one place, also where labels or names alone differ."""
-    digest = hashlib.blake2b(digest_size=16)
-    for column in columns:
-        digest.update(column.data)
-    for name in (CLASSES_FILE, SHARDS_FILE):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
 
 
 def _write_duplicates(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -55,9 +57,10 @@ class IndexWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for file in self._files.values():
-            file.close()
-        shutil.rmtree(self._columns, ignore_errors=True)
+        with ExitStack() as stack:  # closing fails too where the disk is full
+            stack.callback(shutil.rmtree, self._columns, ignore_errors=True)
+            for file in self._files.values():
+                stack.callback(file.close)
 
     def append(self, keys: Sequence[str], columns: Mapping[str, NDArray]) -> None:
         """Add rows, in their final order.
@@ -76,12 +79,19 @@ class IndexWriter:
         self._text_end = int(ends[-1]) if len(ends) else self._text_end
 
     def finish(self, num_classes: int) -> None:
-        """Write ``index.arrow`` into the folder."""
+        """Write ``index.arrow`` into the folder.
+
+        Raises:
+            OSError: the disk is full.
+        """
         for file in self._files.values():
             file.flush()
         if self._num_rows:
             split, label = (np.memmap(self._path(name), _DTYPES[name], "r") for name in ("split", "label"))
-            by_class = np.memmap(self._path("by_class"), np.int64, "w+", shape=(self._num_rows,))
+            with self._path("by_class").open("wb") as file:
+                # A mapped file with holes would end the process where the disk is full; this is an error.
+                os.posix_fallocate(file.fileno(), 0, self._num_rows * np.dtype(np.int64).itemsize)
+            by_class = np.memmap(self._path("by_class"), np.int64, "r+")
             sort_by_class(split, label, len(self._names["split"]), num_classes, out=by_class)
             by_class.flush()
         arrays = [self._array(field) for field in INDEX_SCHEMA]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
+from dmlscale.data.packing.numbered_keys import NumberedKeys, key_hash, number_keys, repeated_keys
 from dmlscale.data.sources import TRAIN_SPLIT, Item
 
 _CHUNK = 2**16  # items of a record batch
@@ -46,8 +48,10 @@ class ItemTable:
     split_names: tuple[str, ...]  # "train" first
     extension_names: tuple[str, ...]
     class_names: tuple[str, ...]  # by label
-    super_classes: tuple[str, ...]  # by label
-    repeated: NDArray[np.int64]  # positions of items whose key came before
+    super_classes: tuple[str, ...]  # by label; that of the first sample
+    num_ambiguous_classes: int  # whose samples have different super-classes
+    numbered: NumberedKeys  # keys that came before, where the source makes them
+    repeated: NDArray[np.int64]  # positions of items whose key came before and has no number
     defective: Path  # CSV of items that are not in the table: key, split, class name, ref, reason
     digest: str  # of the whole list
 
@@ -68,12 +72,16 @@ class ItemTable:
             row = position % _CHUNK
             extension = self.extension_names[self.extensions[position]]
             label = int(self.labels[position])
-            listed.append(ListedSample(position, keys[row].as_py(), refs[row].as_py(), extension, label))
+            key = self.numbered.key(position, keys[row].as_py())
+            listed.append(ListedSample(position, key, refs[row].as_py(), extension, label))
         return listed
 
     def keys(self, positions: NDArray[np.int64]) -> list[str]:
         """Keys of the items at ``positions``."""
-        return [self._batch(position // _CHUNK)[0][position % _CHUNK].as_py() for position in positions.tolist()]
+        return [
+            self.numbered.key(position, self._batch(position // _CHUNK)[0][position % _CHUNK].as_py())
+            for position in positions.tolist()
+        ]
 
     def _batch(self, number: int) -> tuple[pa.Array, pa.Array]:
         return _read_batch(self.path, number)
@@ -90,13 +98,25 @@ def _read_batch(path: Path, number: int) -> tuple[pa.Array, pa.Array]:
     return batch.column("key"), batch.column("ref")
 
 
-def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], None] | None = None) -> ItemTable:
+def _key_and_ref(path: Path, position: int) -> tuple[str, str]:
+    keys, refs = _read_batch(path, position // _CHUNK)
+    return keys[position % _CHUNK].as_py(), refs[position % _CHUNK].as_py()
+
+
+def write_items(
+    items: Iterable[Item],
+    path: Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    makes_keys: bool = False,
+) -> ItemTable:
     """Write what a source lists into a file, and number its classes.
 
     Args:
         items: as listed.
         path: of the file.
         progress: called with the number of items so far.
+        makes_keys: the source has made the keys, so that one that comes again gets a number (see ``OpenSource``).
 
     Raises:
         DataError: an item cannot be packed: its key, class or split has a form that shards cannot hold.
@@ -105,6 +125,7 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
     super_classes: list[str] = []
     columns: list[list[NDArray]] = []
     digest = hashlib.blake2b(digest_size=16)
+    ambiguous: set[str] = set()
     count = 0
     _open.cache_clear()
     _read_batch.cache_clear()
@@ -119,12 +140,14 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
                 _check(item)
                 if codes["class"].setdefault(item.class_name, len(super_classes)) == len(super_classes):
                     super_classes.append(item.super_class)
+                elif item.super_class != super_classes[codes["class"][item.class_name]]:
+                    ambiguous.add(item.class_name)
             columns.append(
                 [
                     np.array([codes["class"][item.class_name] for item in chunk], np.int32),
                     _code(codes["split"], [item.split for item in chunk]),
                     _code(codes["extension"], [item.extension for item in chunk]),
-                    np.array([_key_hash(item.key) for item in chunk], np.uint64),
+                    np.array([key_hash(item.key) for item in chunk], np.uint64),
                 ]
             )
             texts = [pa.array([item.key for item in chunk]), pa.array([item.ref for item in chunk])]
@@ -139,6 +162,10 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
     splits = _reordered(splits, codes["split"], split_order).astype(np.int8)
     class_order = _class_order(codes["class"], classes[splits == 0] if split_order[0] == TRAIN_SPLIT else classes[:0])
     by_name = dict(zip(codes["class"], super_classes, strict=True))
+    if makes_keys:
+        numbered, repeated = number_keys(hashes, partial(_key_and_ref, path))
+    else:
+        numbered, repeated = NumberedKeys.none(), repeated_keys(hashes)
     return ItemTable(
         path=path,
         labels=_reordered(classes, codes["class"], class_order).astype(np.int32),
@@ -148,7 +175,9 @@ def write_items(items: Iterable[Item], path: Path, progress: Callable[[int], Non
         extension_names=tuple(codes["extension"]),
         class_names=tuple(class_order),
         super_classes=tuple(by_name[name] for name in class_order),
-        repeated=_repeated(hashes),
+        num_ambiguous_classes=len(ambiguous),
+        numbered=numbered,
+        repeated=repeated,
         defective=defective,
         digest=digest.hexdigest(),
     )
@@ -169,9 +198,17 @@ def _without_defects(items: Iterable[Item], rejects: Any, digest: Any) -> Iterat
             yield item
 
 
+_META = re.compile(r"__[^/]*__/")  # at the start of a key
+
+
 def _check(item: Item) -> None:
     if not item.key or "." in item.key:
         raise DataError(f"key {item.key!r} is empty or has a dot, where WebDataset starts the extension: rename it")
+    if "\0" in item.key or _META.match(item.key):
+        raise DataError(
+            f"key {item.key!r} has the character 0, or a first folder like __this__, which WebDataset takes for no "
+            "sample: rename it"
+        )
     if not item.extension.replace(".", "").isalnum() or item.extension == "cls":
         raise DataError(
             f"sample {item.key!r}: extension {item.extension!r} must be of letters, digits and dots, and not 'cls', "
@@ -201,10 +238,6 @@ def _code(codes: dict[str, int], names: list[str]) -> NDArray[np.int8]:
     return np.array([codes[name] for name in names], np.int8)
 
 
-def _key_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
 def _class_order(codes: dict[str, int], in_train: NDArray[np.int32]) -> list[str]:
     """Class names by label: those of the train split first, so that they are 0..C_train-1."""
     is_train = np.zeros(len(codes), bool)
@@ -217,13 +250,3 @@ def _reordered(values: NDArray, codes: dict[str, int], order: list[str]) -> NDAr
     new = np.empty(len(order), np.int64)
     new[[codes[name] for name in order]] = np.arange(len(order))
     return new[values]
-
-
-def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Positions of keys that came before, ascending.
-
-    Two different keys of 10^8 share a hash with a probability of 3 in 10,000; one would be listed as rejected.
-    """
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    return np.sort(order[1:][ordered[1:] == ordered[:-1]])

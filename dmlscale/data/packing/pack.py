@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import csv
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.layout import (
-    DUPLICATES_FILE,
-    REJECTS_FILE,
-    TABLE_FILES,
-    is_complete,
-    read_description,
-    source_options,
-)
+from dmlscale.data.layout import is_complete, read_description, source_options
 from dmlscale.data.packing.foreign_index import index_shards
-from dmlscale.data.packing.index_tables import finish_tables
-from dmlscale.data.packing.item_table import write_items
+from dmlscale.data.packing.fragments import Reject
+from dmlscale.data.packing.index_tables import REPEATED, finish_tables
+from dmlscale.data.packing.item_table import ItemTable, write_items
 from dmlscale.data.packing.summary import PackSummary
-from dmlscale.data.packing.writing import SCRATCH, PackOptions, Progress, write_shards
+from dmlscale.data.packing.work_folder import (
+    SCRATCH,
+    begin,
+    continue_or_restart,
+    finish_publishing,
+    publish,
+    remove_leftover,
+    work_folder,
+)
+from dmlscale.data.packing.writing import REMEDY, PackOptions, Progress, refuse, write_shards
 from dmlscale.data.sources import SOURCES, ShardSource, Source
-
-_WORK = ".packing"  # folder of what is not finished, in the dataset's folder
-_REQUEST_FILE = "request.json"
-_LOCK_FILE = "lock"
 
 
 def ensure_packed(
@@ -41,6 +35,8 @@ def ensure_packed(
     progress: Progress | None = None,
 ) -> PackSummary:
     """The dataset in ``out_dir``; packed now unless it is there, from the same source and options.
+
+    A dataset that is there is taken as it is: that files were added to the source since is not noticed.
 
     Raises:
         DataError: ``out_dir`` holds a dataset of another source or of other options; or as `pack` does.
@@ -56,6 +52,7 @@ def ensure_packed(
         raise DataError(
             f"{folder} was packed with {name}={old!r}, now asked for {new!r}: choose another folder or delete this one"
         )
+    remove_leftover(folder)
     return PackSummary.of(folder, description, is_reused=True)
 
 
@@ -81,27 +78,49 @@ def pack(
 
     Raises:
         DataError: the folder cannot be written or holds a dataset; the source lists no sample or an impossible one, or
-            none that can be read.
+            none that can be read; a file cannot be read now; the disk is full; a reject, if ``options.strict``.
     """
     options = options or PackOptions()
     folder = _local(out_dir)
     request = _request(source, options)
     if is_complete(folder):
         raise DataError(f"{folder} holds a dataset already: choose another folder or delete it")
-    with _work_folder(folder) as work:
-        if isinstance(source, ShardSource):
-            index_shards(source, work, request, options, progress)
-            shards: list[str] = []
-        else:
-            opened = source.open(work / SCRATCH)
-            table = write_items(opened.items(), work / "items.arrow")
-            _continue_or_restart(work, {**request, "digest": table.digest})
-            records = write_shards(source, table, work, options, progress)
-            shards = finish_tables(work, request, table, records)
-        description = read_description(work)
-        _publish(work, folder, shards)
+    with work_folder(folder) as work:
+        if not finish_publishing(work, folder, request):
+            begin(work, request)
+            if isinstance(source, ShardSource):
+                index_shards(source, work, request, options, progress)
+                shards: list[str] = []
+            else:
+                shards = _write(source, work, request, options, progress)
+            publish(work, folder, shards)
+    description = read_description(folder)
     assert description is not None
     return PackSummary.of(folder, description, is_reused=False)
+
+
+def _write(
+    source: Source, work: Path, request: dict[str, Any], options: PackOptions, progress: Progress | None
+) -> list[str]:
+    """Write shards and tables into ``work``; the names of the shards."""
+    opened = source.open(work / SCRATCH)
+    table = write_items(opened.items(), work / "items.arrow", makes_keys=getattr(opened, "makes_keys", False))
+    if options.strict:
+        _refuse_listed(table)
+    continue_or_restart(work, request, table.digest)
+    records = write_shards(source, table, work, options, progress)
+    return finish_tables(work, request, table, records)
+
+
+def _refuse_listed(table: ItemTable) -> None:
+    """Stop where the list alone tells that a sample is a reject."""
+    with table.defective.open(newline="") as file:
+        defective = next(csv.reader(file), None)
+    if defective is not None:
+        key, _, _, ref, reason = defective
+        raise DataError(f"sample {key!r} ({ref}): {reason}; {REMEDY}")
+    if len(table.repeated):
+        refuse(table, Reject(int(table.repeated[0]), REPEATED))
 
 
 def _local(out_dir: str | Path) -> Path:
@@ -130,51 +149,3 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
             return _first_difference(before, after, f"{prefix}{name}.")
         return f"{prefix}{name}", before, after
     raise AssertionError("called with equal descriptions")
-
-
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A locked folder inside ``folder``: on the same file system, and shows early that it is writable.
-
-    Deleted at the end, unless an error leaves finished shards in it, with which the same packing goes on.
-    """
-    work = folder / _WORK
-    try:
-        (work / SCRATCH).mkdir(parents=True, exist_ok=True)
-        lock = (work / _LOCK_FILE).open("w")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder} ({error.strerror}): choose another folder") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(lock.fileno()).st_nlink:  # the other has finished since, and deleted the folder
-                raise BlockingIOError
-        except OSError:
-            raise DataError(
-                f"{folder} is being packed by another process: wait for it or choose another folder"
-            ) from None
-        try:
-            if is_complete(folder):
-                raise DataError(f"{folder} holds a dataset already, which another process has just packed")
-            yield work
-        except BaseException:
-            if not any(work.glob("*.tar")):
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _continue_or_restart(work: Path, request: dict[str, Any]) -> None:
-    """Keep the finished shards of the same packing, delete those of another."""
-    path = work / _REQUEST_FILE
-    text = json.dumps(request, indent=2, sort_keys=True)
-    if not path.is_file() or path.read_text() != text:
-        for leftover in (*work.glob("*.tar"), *work.glob("*.tar.npz")):
-            leftover.unlink()
-        path.write_text(text)
-
-
-def _publish(work: Path, folder: Path, shards: list[str]) -> None:
-    """Move a finished dataset into place, the index last: with it the dataset counts as complete."""
-    for name in (REJECTS_FILE, DUPLICATES_FILE, *shards, *TABLE_FILES):
-        (work / name).replace(folder / name)

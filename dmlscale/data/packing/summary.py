@@ -21,6 +21,7 @@ class PackSummary:
     num_rejects: int
     rejects: Mapping[str, int]  # by reason, the most frequent ones
     num_empty_classes: int  # listed, but all of their samples are rejects
+    num_ambiguous_classes: int  # whose samples have different super-classes
     num_duplicates: int
     num_duplicates_across_splits: int
     is_reused: bool  # it was there already
@@ -35,6 +36,7 @@ class PackSummary:
             num_rejects=description["num_rejects"],
             rejects=description["rejects"],
             num_empty_classes=description["num_empty_classes"],
+            num_ambiguous_classes=description.get("num_ambiguous_classes", 0),
             num_duplicates=description["num_duplicates"],
             num_duplicates_across_splits=description["num_duplicates_across_splits"],
             is_reused=is_reused,
@@ -71,6 +73,11 @@ class PackSummary:
             lines.append(f"  rejected: {self.num_rejects:,} ({reasons}{more}), all in {REJECTS_FILE}")
         if self.num_empty_classes:
             lines.append(f"  {self.num_empty_classes:,} classes have no sample left")
+        if self.num_ambiguous_classes:
+            lines.append(
+                f"  warning: {self.num_ambiguous_classes:,} classes have samples of different super-classes: that of the "
+                "first one listed is taken"
+            )
         if self.num_duplicates:
             across = self.num_duplicates_across_splits
             leak = f", {across:,} of them in another split than the first" if across else ""

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmlscale.data.child_processes import process_pool
 from dmlscale.data.errors import DataError
 from dmlscale.data.layout import shard_name
 from dmlscale.data.packing.fragments import Fragment, Reject, Worker, pack_in_process, start_process
 from dmlscale.data.packing.item_table import ItemTable, ListedSample
+from dmlscale.data.packing.work_folder import SCRATCH
 from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.sources import Source
 from dmlscale.data.tar import ShardFile
 
-SCRATCH = "scratch"  # folder, in the folder of work, for what sources unpack
+REMEDY = "repair or remove it, or pack without strict to leave such samples out"
 _FRAGMENT = 32  # samples that a process packs before it answers
 _NUMBERS = ("positions", "offsets", "sizes", "num_parts", "content_hashes")
 
@@ -106,7 +107,7 @@ def write_shards(
     """Write every shard of every split into ``work``, and give its record; those that are there are not written again.
 
     Raises:
-        DataError: a reject, if ``options.strict``; a process died.
+        DataError: a reject, if ``options.strict``; a file that cannot be read now; a process died.
     """
     num_distinct, done_before = len(table) - len(table.repeated), 0
     for code, split in enumerate(table.split_names):
@@ -117,7 +118,7 @@ def write_shards(
         start, number = 0, 0
         for record in _finished(work, split):
             if options.strict and record.rejects:
-                _refuse(table, record.rejects[0])
+                refuse(table, record.rejects[0])
             yield record
             start, number = record.end, number + 1
 
@@ -165,7 +166,7 @@ def _write_split(
                 gathered = _Gathered()
                 for fragment in fragments:
                     if options.strict and fragment.rejects:
-                        _refuse(table, fragment.rejects[0])
+                        refuse(table, fragment.rejects[0])
                     gathered.add(fragment, shard.size)
                     shard.append(fragment.blocks)
                     tell(start + gathered.num_listed)
@@ -185,9 +186,7 @@ def _fragments(
     if count == 1:
         worker = Worker(source, scratch, check=options.check)
         return Prefetcher(worker.pack, listed, pool=ThreadPoolExecutor(1), depth=1)
-    # Not forked: this process may hold threads (torch, Ray) whose locks a fork would copy in any state.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, context, start_process, (source, scratch, options.check))
+    pool = process_pool(count, start_process, (source, scratch, options.check))
     return Prefetcher(pack_in_process, listed, pool=pool, depth=2 * count)
 
 
@@ -221,9 +220,7 @@ class _Gathered:
         return dict(zip(_NUMBERS, numbers.T.copy(), strict=True)), self.rejects
 
 
-def _refuse(table: ItemTable, reject: Reject) -> None:
+def refuse(table: ItemTable, reject: Reject) -> NoReturn:
+    """Name a sample that cannot be packed: an error where packing is strict."""
     (sample,) = table.samples(np.array([reject.position]))
-    raise DataError(
-        f"sample {sample.key!r} ({sample.ref}): {reject.reason}; repair or remove it, or pack without strict to leave "
-        f"such samples out"
-    )
+    raise DataError(f"sample {sample.key!r} ({sample.ref}): {reject.reason}; {REMEDY}")

@@ -29,7 +29,11 @@ class Item(NamedTuple):
 
 
 class OpenSource(Protocol):
-    """A source whose files are at hand. Packing opens one in each of its processes."""
+    """A source whose files are at hand. Packing opens one in each of its processes.
+
+    Keys that repeat are rejects. Where an open source has ``makes_keys = True`` they are numbered instead ("x", "x-2"),
+    unless the refs are the same too: then one file is listed twice.
+    """
 
     def items(self) -> Iterator[Item]:
         """Every sample once, in an order that depends on the source's options and files alone.
@@ -42,7 +46,10 @@ class OpenSource(Protocol):
         """The file of one sample; several where it is made of several (views of an object).
 
         Raises:
-            OSError, ValueError: it cannot be read; the packer lists it among the rejects with this message.
+            ValueError: it is damaged; the packer lists it among the rejects with this message, which should not name
+                the file, so that equal reasons can be counted.
+            OSError: it cannot be read. The packer rejects what is not there, is a folder or may not be read; another
+                error (a disk that fails, a server that does not answer) ends the packing, and a repeat goes on.
         """
 
 

@@ -117,7 +117,7 @@ class ArrayRows:
             names = _texts(self.labels[chunk])
             splits = [split_of(name) for name in names] if self.splits is None else _texts(self.splits[chunk])
             for row, (name, split) in enumerate(zip(names, splits, strict=True), start):
-                yield Item(f"{row:08d}", name, split, str(row), "npy", defect=self._defect(row, name, split))
+                yield Item(f"{row:08d}", name, split, str(row), "npy", defect=self._defect(name, split))
 
     def load(self, ref: str) -> Sequence[bytes]:
         """See ``OpenSource``; the row as a .npy file."""
@@ -125,9 +125,9 @@ class ArrayRows:
         np.save(file, np.ascontiguousarray(self.data[int(ref)]), allow_pickle=False)
         return (file.getvalue(),)
 
-    def _defect(self, row: int, name: str, split: str) -> str:
+    def _defect(self, name: str, split: str) -> str:
         empty = next((key for key, text in ((self.source.labels, name), (self.source.split, split)) if not text), None)
-        return "" if empty is None else f"row {row} (from 0) of {self.source.path} has an empty {empty!r}"
+        return "" if empty is None else f"its row has an empty {empty!r}"
 
 
 def _texts(values: NDArray) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-
-import fsspec
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.inputs import InputKind
@@ -20,7 +20,12 @@ from dmlscale.data.originals.manifest_tables import Table, Values, open_tables
 from dmlscale.data.originals.names import key_of, readable
 from dmlscale.data.originals.stored_bytes import StoredBytes
 from dmlscale.data.sources import SOURCES, TRAIN_SPLIT, Item
+from dmlscale.data.storage.file_systems import connect
+from dmlscale.data.storage.retry import Retry
+from dmlscale.data.storage.storage import READ_TIMEOUT_SECONDS
+from dmlscale.data.storage.transfer_errors import MissingFileError, ShardError, clear_errors, shown
 
+_RETRY = Retry()
 _USUAL_EXTENSION = {"image": "jpg", "array": "npy", "audio": "wav"}
 
 
@@ -30,7 +35,9 @@ class Manifest:
     """Samples listed in a table: a CSV file with a header, a Parquet or Arrow file, or a folder of those.
 
     A row has the path or URL of a file, or the file itself. Rows are read in a stream, so their number does not matter.
-    The key of a sample is that of its ``key_column``, else its path without the extension, else table and row number.
+    The key of a sample is that of its ``key_column``, else its path without the extension (and, of a URL, without the
+    query), else table and row number. Where different paths have one key, "-2", "-3", ... follow in the order of the
+    rows; the same path twice is a reject, as is a repeated ``key_column``.
 
     Args:
         path: the table, or a folder of Parquet or Arrow files. It may end in .csv, .tsv (also .gz), .parquet, .pq,
@@ -135,6 +142,7 @@ class OpenManifest:
         self._folder = path if path.is_dir() else path.parent
         self._tables = tables
         self._stored = stored
+        self.makes_keys = columns.key is None
         # What is needed in a row for it to be a sample; super_class is not.
         self._needed = [name for name in ("path", "label", "split", "key") if getattr(columns, name) is not None]
         self._fields = [*self._needed, *(["super_class"] if columns.super_class else [])]
@@ -162,7 +170,7 @@ class OpenManifest:
         if self._stored is not None:
             data = self._stored.read(int(kind), int(place))
             if data is None:
-                raise ValueError(f"{self._tables[int(kind)].place(int(place))} has no bytes")
+                raise ValueError("its row has no bytes")
             return [data]
         return [_read_url(ref) if "://" in ref else Path(ref).read_bytes()]
 
@@ -175,10 +183,10 @@ class OpenManifest:
             key=self._key(number, row, named.get("key") or "", path),
             class_name=class_name,
             split=self._split(named, class_name),
-            ref=self._ref(number, row, named, path),
+            ref=self._ref(number, row, named, path) if missing is None else self._tables[number].place(row).rstrip(","),
             extension=self._extension(path),
             super_class=named.get("super_class") or "",
-            defect="" if missing is None else f"{self._tables[number].place(row)} has no {missing}",
+            defect="" if missing is None else f"its row has no {missing}",
         )
 
     def _split(self, named: dict[str, str | None], class_name: str) -> str:
@@ -216,10 +224,24 @@ def _without_protocol(path: str) -> str:
 
 
 def _read_url(url: str) -> bytes:
+    """The file at a URL; a server that does not answer is asked again for a while.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShardError: the server does not answer.
+        ValueError: it cannot be had, whenever it is tried; the URL is not in the message.
+    """
     try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
-    except (OSError, ValueError):
+        return _RETRY.call(lambda: _read_once(url), url)
+    except MissingFileError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
+    except ShardError:
         raise
-    except Exception as error:  # each protocol has its own
-        raise OSError(f"cannot read {url}: {error}") from error
+    except DataError as error:
+        raise ValueError(str(error).replace(shown(url), "it")) from None
+
+
+def _read_once(url: str) -> bytes:
+    with clear_errors(url):
+        file_system, path = connect(url, {}, READ_TIMEOUT_SECONDS)
+        return file_system.cat_file(path)

@@ -59,9 +59,14 @@ class WebDatasetShards:
             OSError: a URL cannot be listed.
         """
         of_split = self.shards if isinstance(self.shards, Mapping) else {self.split: self.shards}
-        found = [(location, split) for split in of_split for location in _expand(of_split[split], storage_options)]
+        found = []
+        for split, shards in of_split.items():
+            locations = list(_expand(shards, storage_options))
+            if not locations:
+                raise DataError(f"webdataset: shards={shards!r} of split {split!r} names no shard")
+            found += [(location, split) for location in locations]
         if not found:
-            raise DataError(f"webdataset: shards={self.shards!r} names no shard")
+            raise DataError("webdataset: shards={} names no shard")
         location, count = Counter(location for location, _ in found).most_common(1)[0]
         if count > 1:
             raise DataError(f"webdataset: shard {location} comes {count} times in shards={self.shards!r}")

@@ -99,6 +99,10 @@ class ShardCache:
         """
         return self._obtain(storage, name, size, is_urgent=False, stop=stop)
 
+    def discard(self, storage: Storage, name: str) -> None:
+        """Drop the copy of a file, which turned out to be damaged; who has it open may go on reading it."""
+        self._folder.place(storage, name).unlink(missing_ok=True)
+
     def used_bytes(self) -> int:
         """Bytes that the copies take, those included that are being downloaded."""
         return self._folder.used_bytes()

@@ -37,7 +37,7 @@ def test_both_decoders_agree(mode: str, file_format: str, channels: int) -> None
     if file_format == "JPEG" and mode in ("RGBA", "P"):
         mode = "CMYK"
     data = encoded(mode, file_format)
-    fast, plain = decode(data, channels), decode_with_pillow(data, channels)
+    fast, plain = decode(data, channels, is_checked=True), decode_with_pillow(data, channels)
     assert fast.shape == plain.shape == (channels, 12, 17)
     assert fast.dtype == plain.dtype == torch.uint8
     if file_format == "PNG" and mode == "L":

@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlscale.data.index import Index
+from dmlscale.data.inspection import table_check
+from dmlscale.data.inspection.overview import look_at
 from dmlscale.data.inspection.table_check import key_hashes
+from dmlscale.data.packing.pack import pack
+from dmlscale.data.packing.writing import PackOptions
 from tests.data.damage import change_table, found, place
+from tests.data.listed import Listed, item
 
 
 @pytest.fixture
@@ -28,9 +33,11 @@ def test_swapped_labels_in_the_index(copy: Path) -> None:
     other = int(np.flatnonzero(labels[: index.shards.first_rows[1]] != labels[0])[0])
     labels[[0, other]] = labels[[other, 0]]
     change_table(copy, "index.arrow", {"label": labels})
-    tables, *problems = found(copy)
+    tables, version, *problems = found(copy)
     assert tables[0] == "index.arrow"
     assert "by_class" in tables[2]
+    assert version[0] == "dataset.json"
+    assert version[2].startswith("version is ")
     assert problems == [
         (*place(index, row)[:2], f"its .cls says '{labels[swapped]}', the index says label {labels[row]}")
         for row, swapped in ((0, other), (other, 0))
@@ -95,16 +102,70 @@ def test_a_description_and_names_that_do_not_fit(copy: Path) -> None:
     change_table(copy, "classes.arrow", {"name": [index.class_names[0], *index.class_names[:-1]]})
     problems = found(copy, quick=True)
     assert problems[0] == ("classes.arrow", "", f"the name {index.class_names[0]!r} comes 2 times")
-    assert [problem[0] for problem in problems[1:]] == ["dataset.json"] * 2
-    for word, (_, _, what) in zip(("splits is", "num_train_classes is 3"), problems[1:], strict=True):
+    assert [problem[0] for problem in problems[1:]] == ["dataset.json"] * 3
+    for word, (_, _, what) in zip(("splits is", "num_train_classes is 3", "version is"), problems[1:], strict=True):
         assert what.startswith(word)
 
 
-@given(st.lists(st.text(max_size=5), min_size=1, max_size=30), st.integers(0, 5))
-def test_hashes_tell_keys_apart(keys: list[str], skipped: int) -> None:
-    """Also of a part of a column, whose buffers begin before it."""
+def describe(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"num_train_classes": 11}, "num_train_classes is 11, but 'train' has samples of label 11"),
+        ({"num_train_classes": 13}, "num_train_classes is 13, but 'train' has no sample of label 12"),
+        ({"num_train_classes": 99}, "num_train_classes is 99, must be 0 to 24"),
+        ({"num_duplicates_across_splits": 3}, "num_duplicates_across_splits is 3, the tables say 0"),
+        ({"content_hash": "x"}, "content_hash is 'x', but '"),
+        ({"version": "x"}, "version is 'x', but '"),
+    ],
+)
+def test_a_changed_description(copy: Path, change: dict[str, object], what: str) -> None:
+    describe(copy, **change)
+    ((where, _, found_what),) = found(copy, quick=True)
+    assert where == "dataset.json"
+    assert found_what.startswith(what)
+
+
+def test_names_of_classes_that_were_exchanged(copy: Path) -> None:
+    """Each sample then has another class by name, and nothing else differs."""
+    names = list(Index.load(copy).class_names)
+    names[2], names[3] = names[3], names[2]
+    change_table(copy, "classes.arrow", {"name": names})
+    order, version = found(copy, quick=True)
+    assert order[2].startswith("the names are not sorted")
+    assert version[2].startswith("version is")
+
+
+def test_files_beside_the_tables(copy: Path) -> None:
+    (copy / "rejects.csv").write_text("key,split,class_name,source,reason\na,train,b,c,d\n")
+    (copy / "duplicates.csv").unlink()
+    (copy / "train-000099.tar").write_bytes(b"left over")
+    rejects, duplicates, shard = found(copy, quick=True)
+    assert rejects == ("rejects.csv", "", "has 1 rows, num_rejects of dataset.json is 0")
+    assert duplicates[0] == "duplicates.csv"
+    assert "cannot be read" in duplicates[2]
+    assert shard == ("train-000099.tar", "", "lies beside the dataset, and the index does not list it")
+
+
+def test_an_overview_of_a_dataset_with_an_empty_split_tells_of_the_others(tmp_path: Path) -> None:
+    listed = (item("1", "a", parts=[b"broken"]), item("2", "b", "test"), item("3", "b", "query"))
+    pack(Listed(listed), tmp_path, PackOptions(num_processes=1))
+    overview = look_at(Index.load(tmp_path))
+    assert [(set(overlap.splits), overlap.num_shared) for overlap in overview.overlaps] == [({"query", "test"}, 1)]
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=30), st.integers(0, 5), st.integers(1, 40))
+def test_hashes_tell_keys_apart(keys: list[str], skipped: int, block: int) -> None:
+    """Also of a part of a column, whose buffers begin before it, and in blocks of any size."""
     column = pa.array([key.encode("utf-8", "replace").decode() for key in keys], pa.large_string())[skipped:]
-    hashes = key_hashes(column).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_check, "_KEY_BYTES", block)
+        hashes = key_hashes(column).tolist()
+    assert hashes == key_hashes(column).tolist()
     of_key: dict[str, set[int]] = {}
     for key, number in zip(column.to_pylist(), hashes, strict=True):
         of_key.setdefault(key, set()).add(number)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -131,6 +134,22 @@ def test_a_sample_too_many(copy: Path) -> None:
             tar.addfile(info, io.BytesIO(content))
     problems = [problem for problem in found(copy) if "the index says" not in problem[2]]
     assert problems == [(shard, "", f"holds 'new.{end}', which the index does not list") for end in ("png", "cls")]
+
+
+def test_its_processes_end_with_it(mixed: Path) -> None:
+    script = (
+        "import sys, time; from dmlscale.data.index import Index; from dmlscale.data.inspection.verify import verify; "
+    )
+    script += "list(verify(Index.load(sys.argv[1]), num_processes=2, "
+    script += "progress=lambda *_: (print('begun', flush=True), time.sleep(60))))"
+    process = subprocess.Popen([sys.executable, "-c", script, str(mixed)], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        assert len(helpers) >= 2
+        process.kill()
+    assert not psutil.wait_procs(helpers, timeout=10)[1]
 
 
 def test_no_processes_are_refused(packed: Path) -> None:

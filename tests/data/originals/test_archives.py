@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dmlscale.data.errors import DataError
 from dmlscale.data.originals.archives import open_files
 from dmlscale.data.originals.files import Files, FolderFiles
+from dmlscale.data.originals.scratch_names import scratch_name
 from tests.data.sources.official import write_folder, write_tar, write_zip
 
 TREE = {
@@ -84,7 +85,7 @@ def test_folder_and_archives_agree_on_order(names: set[str], tmp_path_factory: p
     for name in sorted(names, key=len, reverse=True):
         parts = [part for part in name.split("/") if part.strip(". ")]
         path = "/".join(parts)
-        if parts and not any(other == path or other.startswith(f"{path}/") for other in tree):
+        if parts and not any(f"{other}/".startswith(f"{path}/") or path.startswith(f"{other}/") for other in tree):
             tree[path] = path.encode()
     tree["z"] = b"z"
     forms = [write_folder(tree, folder / "f"), write_zip(tree, folder / "x.zip"), write_tar(tree, folder / "x.tar")]
@@ -94,14 +95,36 @@ def test_folder_and_archives_agree_on_order(names: set[str], tmp_path_factory: p
 
 def test_unpacking_happens_once_and_leaves_nothing_half(tmp_path: Path) -> None:
     path, scratch = write("set.tgz", tmp_path), tmp_path / "scratch"
-    (scratch / f"set.tgz-{path.stat().st_size}.partial" / "set").mkdir(parents=True)
+    (scratch / f"{scratch_name(path)}.partial" / "set").mkdir(parents=True)
     open_files(path, scratch)
     assert len(list(scratch.iterdir())) == 1
     unpacked = next(scratch.rglob("a.txt"))
     before = unpacked.stat().st_mtime_ns, unpacked.stat().st_ino
-    path.write_bytes(path.read_bytes()[:2] + bytes(path.stat().st_size - 2))  # it is not read again
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:2] + bytes(status.st_size - 2))  # it is not read again
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     open_files(path, scratch)
     assert (unpacked.stat().st_mtime_ns, unpacked.stat().st_ino) == before
+
+
+@pytest.mark.parametrize("form", ["set.tar", "set.tgz"])
+@pytest.mark.parametrize("change", ["rewritten", "elsewhere"])
+def test_another_archive_of_the_same_name_and_size_is_not_taken_for_it(form: str, change: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    for number, data in enumerate((b"one", b"two")):
+        folder = tmp_path / (str(number) if change == "elsewhere" else "0")
+        folder.mkdir(exist_ok=True)
+        with tarfile.open(folder / form, "w:gz" if form == "set.tgz" else "w") as archive:
+            names = ["a", "b"] if number else ["b", "a"]  # the places differ too
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(name.encode() + data[1:]))
+        size = 2**14  # gzip passes over zeros at the end
+        (folder / form).write_bytes((folder / form).read_bytes().ljust(size, b"\0"))
+        files = open_files(folder / form, scratch)
+        assert {name: files.read(name)[:1] for name in files.names()} == {"a": b"a", "b": b"b"}
+        assert files.read("a")[1:] == data[1:]
 
 
 def test_the_places_of_a_tar_are_kept(tmp_path: Path) -> None:
@@ -175,7 +198,7 @@ def test_a_damaged_file_in_a_zip_fails_when_it_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"unique", b"nnique"))
     files = open_files(path, tmp_path)
     assert files.read("a") == b"good"
-    with pytest.raises(OSError, match="is damaged in the zip file"):
+    with pytest.raises(ValueError, match=r"^is damaged in the zip file$"):
         files.read("b")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,38 @@ def test_repeated_are_the_keys_that_came_before(tmp_path_factory: pytest.TempPat
     table = written(items, tmp_path_factory.mktemp("table"))
     keys = [i.key for i in items]
     assert table.repeated.tolist() == [n for n, key in enumerate(keys) if key in keys[:n]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(lists())
+def test_keys_that_a_source_makes_are_numbered(tmp_path_factory: pytest.TempPathFactory, items: list[Item]) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    table = write_items(iter(items), folder / "items.arrow", makes_keys=True)
+    pairs = [(i.key, i.ref) for i in items]
+    assert table.repeated.tolist() == [n for n, pair in enumerate(pairs) if pair in pairs[:n]]
+    kept = np.setdiff1d(np.arange(len(items)), table.repeated)
+    keys = table.keys(kept)
+    assert len(set(keys)) == len(keys)
+    assert [sample.key for sample in table.samples(kept)] == keys
+    seen: set[str] = set()
+    for position, key in zip(kept.tolist(), keys, strict=True):
+        plain = items[position].key
+        assert (key == plain) == (plain not in seen)
+        assert key == plain or re.fullmatch(rf"{re.escape(plain)}-\d+", key)
+        seen.add(plain)
+
+
+def test_a_number_passes_over_keys_that_are_there(tmp_path: Path) -> None:
+    items = [item(key)._replace(ref=str(n)) for n, key in enumerate(["a", "a", "a-2", "a", "b", "a-2"])]
+    table = write_items(iter(items), tmp_path / "items.arrow", makes_keys=True)
+    assert table.keys(np.arange(6)) == ["a", "a-3", "a-2", "a-4", "b", "a-2-2"]
+
+
+def test_classes_of_two_super_classes_are_counted(tmp_path: Path) -> None:
+    items = [item(str(n), "ab"[n % 2], super_class=s) for n, s in enumerate(["s", "s", "t", "s", ""])]
+    table = written(items, tmp_path)
+    assert table.num_ambiguous_classes == 1
+    assert table.super_classes == ("s", "s")
 
 
 @settings(deadline=None, max_examples=60)

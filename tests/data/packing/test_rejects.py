@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,61 @@ def test_strict_names_the_sample_and_leaves_no_dataset(tmp_path: Path, key: str)
     assert not (tmp_path / "index.arrow").exists()
     repaired = replace(source, listed=(*GOOD, item(key)))
     assert not pack(repaired, tmp_path, replace(ALONE, strict=True)).rejects
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (BAD["good1"][0], r"sample 'good1' \(.*\): its key comes twice: the first sample is kept; repair or remove it"),
+        (item("odd")._replace(ref="row 7", defect="has no label"), r"sample 'odd' \(row 7\): has no label; repair"),
+    ],
+)
+def test_strict_also_sees_what_the_list_alone_tells(tmp_path: Path, bad: Item, message: str) -> None:
+    source = Listed((*GOOD, bad))
+    assert pack(source, tmp_path / "all", ALONE).num_rejects == 1
+    with pytest.raises(DataError, match=message):
+        pack(source, tmp_path / "strict", replace(ALONE, strict=True))
+    assert not list((tmp_path / "strict").iterdir())
+
+
+@dataclass(frozen=True)
+class Failing(Listed):
+    """A source of which one file cannot be read, as long as a file says so."""
+
+    error: int = field(default=0, compare=False)
+    flag: str = field(default="", compare=False)
+
+    def load(self, ref: str) -> list[bytes]:
+        if ref == self.listed[-1].ref and Path(self.flag).exists():
+            raise OSError(self.error, os.strerror(self.error))
+        return super().load(ref)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP])
+def test_a_file_that_is_not_there_is_a_reject(tmp_path: Path, number: int) -> None:
+    (tmp_path / "flag").touch()
+    source = Failing((item("a"), item("b")), error=number, flag=str(tmp_path / "flag"))
+    assert pack(source, tmp_path / "out", ALONE).rejects == {os.strerror(number): 1}
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "number"),
+    [(1, errno.EIO), (2, errno.EIO), (1, errno.EMFILE), (1, errno.ENOMEM), (1, errno.ESTALE)],
+)
+def test_what_may_pass_ends_the_packing_and_a_repeat_goes_on(tmp_path: Path, num_processes: int, number: int) -> None:
+    (tmp_path / "flag").touch()
+    listed = (*(item(str(n)) for n in range(64)), item("last", split="z_last"))
+    source = Failing(listed, error=number, flag=str(tmp_path / "flag"))
+    options = PackOptions(shard_size_bytes=1, num_processes=num_processes)
+    with pytest.raises(
+        DataError, match=rf"sample 'last' \(.*\) cannot be read: {os.strerror(number)}; finished shards"
+    ):
+        pack(source, tmp_path / "out", options)
+    before = [path.stat().st_ino for path in sorted((tmp_path / "out" / ".packing").glob("train-*.tar"))]
+    assert len(before) == 2
+    (tmp_path / "flag").unlink()
+    assert not pack(source, tmp_path / "out", options).rejects
+    assert [path.stat().st_ino for path in sorted((tmp_path / "out").glob("train-*.tar"))] == before
 
 
 def test_strict_also_sees_the_rejects_of_shards_that_are_finished(tmp_path: Path) -> None:

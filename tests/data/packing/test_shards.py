@@ -186,6 +186,8 @@ def test_folder_cut_off_while_moving_is_packed_again(tmp_path: Path) -> None:
     [
         ((item("a.b"),), "key 'a.b' is empty or has a dot"),
         ((item(""),), "key '' is empty"),
+        ((item("a\0b"),), r"key 'a\\x00b' has the character 0"),
+        ((item("__x__/1"),), "key '__x__/1' has .* a first folder like __this__"),
         ((item("1", class_name=""),), "'1' has no class name"),
         ((item("1", split="a/b"),), "split 'a/b' names files"),
         ((item("1", extension="cls"),), "extension 'cls' must be"),

@@ -101,6 +101,7 @@ def test_train_and_evaluate(config_file: Path, patterns: Path, tmp_path: Path) -
     assert counts == {
         "num_queries": NUM_QUERIES,
         "num_lone_queries": NUM_LONE,
+        "num_skipped": 0,
         "num_gallery": NUM_GALLERY,
         "num_classes": 11,
     }

@@ -31,9 +31,9 @@ def verify(
 
     The tables first, and whether the files beside them are those that dataset.json tells of. Then every shard is read
     from front to back as a tar file, in constant memory: each sample must lie at its offset under its name, with the
-    bytes that were packed and its label in ``.cls``, and the shard must hold nothing else. Shards that were only indexed
-    where they are may hold more, and have their labels elsewhere. A shard that is not on this machine is fetched, and
-    what is read is the copy.
+    bytes that were packed and its label in ``.cls``, and the shard must hold nothing else. Shards that were only
+    indexed where they are may hold more, and have their labels elsewhere. A shard that is not on this machine is
+    fetched, and what is read is the copy.
 
     Args:
         index: of the whole dataset.

@@ -100,7 +100,7 @@ def scan_shards(
 
 def _scan(task: _Task, source: ShardSource, check: bool) -> ShardScan:
     storage = Storage.open(task.table.parent)
-    stamp = file_stamp(storage.local_path(task.location)) if storage.holds_locally(task.location) else ""
+    stamp = _stamp(storage, task.location)
     if (found := _found_before(task, stamp)) is not None:
         return found
     rows: list[ScannedSample] = []
@@ -115,10 +115,7 @@ def _scan(task: _Task, source: ShardSource, check: bool) -> ShardScan:
                     rejects.append((entry.key, entry.reason))
             size_bytes = file.seek(0, os.SEEK_END)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"shard {task.location} cannot be read ({reason}): run the same again when it can"
-            ) from None
+            raise _unreadable(task.location, error) from None
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     facts: dict[str, Any] = {"location": task.location, "split": task.split, "stamp": stamp, "size_bytes": size_bytes}
@@ -127,6 +124,20 @@ def _scan(task: _Task, source: ShardSource, check: bool) -> ShardScan:
     write_table(unfinished, pa.RecordBatch.from_arrays(arrays, schema=schema))
     unfinished.replace(task.table)
     return ShardScan(**facts, table=task.table)
+
+
+def _stamp(storage: Storage, location: str) -> str:
+    if not storage.holds_locally(location):
+        return ""
+    try:
+        return file_stamp(storage.local_path(location))
+    except OSError as error:
+        raise _unreadable(location, error) from None
+
+
+def _unreadable(location: str, error: OSError) -> DataError:
+    reason = error.strerror or str(error)
+    return DataError(f"shard {location} cannot be read ({reason}): run the same again when it can be")
 
 
 def _found_before(task: _Task, stamp: str) -> ShardScan | None:

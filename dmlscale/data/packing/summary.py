@@ -75,8 +75,8 @@ class PackSummary:
             lines.append(f"  {self.num_empty_classes:,} classes have no sample left")
         if self.num_ambiguous_classes:
             lines.append(
-                f"  warning: {self.num_ambiguous_classes:,} classes have samples of different super-classes: that of the "
-                "first one listed is taken"
+                f"  warning: {self.num_ambiguous_classes:,} classes have samples of different super-classes: that of "
+                "the first one listed is taken"
             )
         if self.num_duplicates:
             across = self.num_duplicates_across_splits

@@ -120,14 +120,16 @@ def publish(work: Path, folder: Path, shards: Sequence[str]) -> None:
 def finish_publishing(work: Path, folder: Path, request: Mapping[str, Any]) -> bool:
     """Move the rest of a dataset of the same packing that was cut off while it was moved; whether there was one."""
     earlier = _read_json(work / _PUBLISHING_FILE)
-    of_request = {name: value for name, value in earlier.get("request", {}).items() if name != "digest"}
-    if of_request != request:
+    if not earlier:
         return False
     names = (*earlier["shards"], *TABLE_FILES)
-    if not all((work / name).is_file() or (folder / name).is_file() for name in names):
-        return False
-    _move(work, folder, earlier["shards"])
-    return True
+    is_whole = all((work / name).is_file() or (folder / name).is_file() for name in names)
+    if is_whole and {name: value for name, value in earlier["request"].items() if name != "digest"} == request:
+        _move(work, folder, earlier["shards"])
+        return True
+    # From here on the tables in the folder of work may be others, or half: only which shards were moved still holds.
+    _write_json(work / _PUBLISHING_FILE, {"request": {}, "shards": earlier["shards"]})
+    return False
 
 
 def _move(work: Path, folder: Path, shards: Sequence[str]) -> None:

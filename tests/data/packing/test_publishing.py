@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,22 @@ def test_other_options_leave_no_shard_of_a_packing_that_was_cut_off(tmp_path: Pa
         "train-000099.tar",
     ]
     assert [problem[:2] for problem in found(tmp_path)] == [("train-000099.tar", "")]
+
+
+def test_tables_of_two_packings_that_were_cut_off_are_not_mixed(mixed: Path, tmp_path: Path) -> None:
+    """All shards of the first are in place, and the tables beside them are of the second, or half."""
+    cut_off_before("dataset.json", SOURCE, tmp_path)
+
+    def cut(*_: object) -> None:
+        (tmp_path / ".packing" / "index.arrow").write_bytes(b"half")
+        raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dmlscale.data.packing.pack.publish", cut)
+        with pytest.raises(Cut):
+            pack(SOURCE, tmp_path, replace(SMALL_SHARDS, seed=1))
+    pack(SOURCE, tmp_path, SMALL_SHARDS)
+    assert files_of(tmp_path) == files_of(mixed)
 
 
 def test_what_a_kill_at_the_very_end_leaves_is_deleted_unless_it_is_in_use(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, eval_batches
 from dmlscale.data.packing.pack import ensure_packed
 from dmlscale.data.planning.mined_plan import check_mined_plan
+from dmlscale.data.planning.mixing import classes_in_a_window
 from dmlscale.data.storage.storage import Storage
 from dmlscale.distributed.support import require_memory_support, require_sampling_support
 from dmlscale.distributed.world import World
@@ -103,6 +104,8 @@ def check_data(config: Config, index: Index, say: Callable[[str], None] = print)
     check_shards(config, index, (config.data.train_split, config.data.eval_split, config.data.gallery_split), say)
     _check_input(config, index)
     _check_cache(config, train)
+    if config.data.window_shards:
+        _tell_poor_mixing(config, train, say)
     outside = int(train.labels.max()) >= index.num_classes
     if outside and build_objective(config, 1, World()).banks():
         raise LaunchError(
@@ -166,6 +169,16 @@ def _check_input(config: Config, index: Index) -> None:
     if packed != config.data.input:
         raise LaunchError(
             f"data.input={config.data.input!r}, but {index.storage} was packed from {packed!r}: set it so"
+        )
+
+
+def _tell_poor_mixing(config: Config, train: Index, say: Callable[[str], None]) -> None:
+    found, expected = classes_in_a_window(train.shard_rows, train.class_rows.counts, config.data.window_shards)
+    if found < expected / 2:
+        say(
+            f"warning: {config.data.window_shards} shards have {found:,} classes, where mixed ones would have "
+            f"{expected:,.0f}: the shards are sorted by class, so few classes meet in a batch; raise "
+            "data.window_shards, or pack the dataset anew"
         )
 
 

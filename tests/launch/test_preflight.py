@@ -19,7 +19,7 @@ from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.storage.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.preflight import check_cheap, check_data
-from tests.data.listed import Listed, mixed_items
+from tests.data.listed import Listed, item, mixed_items
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,14 @@ def test_shards_far_away_must_fit_into_the_cache(folder: Path) -> None:
     check_data(config_of(folder, small, "data.window_shards=2"), far)
     with pytest.raises(LaunchError, match=r"two windows of shards take .* lower data\.window_shards"):
         check_data(config_of(folder, "data.cache_gb=1e-6", "data.window_shards=2"), far)
+
+
+def test_windows_of_shards_that_are_sorted_by_class_are_told(tmp_path: Path) -> None:
+    items = [item(f"{label}-{n}", f"class{label:02d}") for label in range(12) for n in range(32)]
+    items += [item(f"test-{n}", "other", "test") for n in range(2)]
+    # Runs as long as a class and shards as short as one: what a packer that walks over folders makes.
+    pack(Listed(tuple(items)), tmp_path, PackOptions(shard_size_bytes=1, run_length=32, num_processes=1))
+    said: list[str] = []
+    check_data(config_of(tmp_path, "data.window_shards=2", "data.num_streams=2"), Index.load(tmp_path), said.append)
+    assert len(said) == 1
+    assert said[0].startswith("warning: 2 shards have 2 classes, where mixed ones would have 9")

@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dmlscale.data.hashing import key_of, random_order
 from dmlscale.data.planning.plan import EpochPlan
+from dmlscale.data.planning.windows import ShardRows
+
+_RUN = 4  # samples of a class that the packer lets follow each other
 
 
 class Meetings(NamedTuple):
@@ -58,3 +62,21 @@ def _share_of_pairs(met: NDArray[np.bool_]) -> float:
     """Of different classes; a class has met itself."""
     num_classes = len(met)
     return (int(met.sum()) - num_classes) / (num_classes * (num_classes - 1))
+
+
+def classes_in_a_window(shards: ShardRows, counts: NDArray[np.int64], window_shards: int) -> tuple[int, float]:
+    """How many classes a window has, against one of shards in which classes are mixed.
+
+    Args:
+        shards: of the split.
+        counts: (C,) its samples of each class.
+        window_shards: M.
+
+    Returns:
+        Classes in one window, drawn at random; and those to expect if runs of four samples were mixed over all shards.
+    """
+    used = np.flatnonzero(np.diff(shards.bounds))
+    drawn = used[random_order(len(used), key_of(0))[:window_shards]]
+    in_window = shards.labels[shards.rows_of(drawn)]
+    share = len(in_window) / counts.sum()
+    return len(np.unique(in_window)), float((1 - (1 - share) ** -(-counts // _RUN)).sum())

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlscale.data.planning.class_rows import ClassRows
-from dmlscale.data.planning.mixing import Meetings, class_meetings
+from dmlscale.data.planning.mixing import Meetings, class_meetings, classes_in_a_window
 from dmlscale.data.planning.plan import ListedPlan
 from dmlscale.data.planning.planner import EpochPlanner
 from dmlscale.data.planning.sampling import Sampling
@@ -55,3 +55,16 @@ def test_meetings_of_a_written_plan() -> None:
     together = ListedPlan(1, 1, np.arange(8), np.array([0, 8]))
     found = class_meetings([together], labels, num_classes=4, samples_per_class=2)
     assert (found.share, found.perfect_share, found.quality) == (1.0, 1.0, 1.0)
+
+
+def test_shards_that_are_sorted_by_class_are_noticed() -> None:
+    labels = np.repeat(np.arange(100), 40).astype(np.int32)
+    starts = np.arange(0, len(labels) + 1, 200)
+    runs = labels.reshape(-1, 4)[np.random.default_rng(0).permutation(len(labels) // 4)].ravel()
+    counts = np.bincount(labels)
+    found, expected = classes_in_a_window(ShardRows(starts, labels), counts, 2)
+    assert found == 10
+    assert expected > 60
+    mixed, same = classes_in_a_window(ShardRows(starts, runs), counts, 2)
+    assert same == expected
+    assert mixed > 0.85 * expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -76,6 +76,13 @@ def split_parts(span: bytes | bytearray, num_parts: int) -> list[bytes]:
     if len(parts) != num_parts:
         raise DataError(f"it has {len(parts)} parts where the index tells {num_parts}")
     return parts
+
+
+def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an open archive, from front to back, in the memory of one: tarfile by itself keeps them all."""
+    while (member := archive.next()) is not None:
+        yield member
+        archive.members.clear()  # type: ignore[attr-defined]  # the stubs lack it
 
 
 class ShardFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +20,7 @@ from dmlscale.data.inputs import InputKind
 # torchvision decodes small PNGs twice as fast as Pillow. Its function warns at each call that it will go one day, which
 # takes a seventh of the time of a small picture; so this is the operator below it.
 try:
-    import torchvision.io  # noqa: F401  (loads the operator)
-
+    import_module("torchvision.io")  # loads the operator
     _decode_image = torch.ops.image.decode_image.default
 except (ImportError, AttributeError):  # a torchvision that has dropped it, or was built without it
     HAS_TORCHVISION_DECODER = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from tarfile import TarInfo
 from typing import BinaryIO
 
@@ -78,7 +79,7 @@ class _Walk:
             yield from self._beside(member)
             return
         yield from self._without_label()
-        parts = [member, *(following for _, following in zip(range(self._num_parts(row) - 1), self._members))]  # noqa: B905
+        parts = [member, *islice(self._members, self._num_parts(row) - 1)]
         yield from self._sample(row, parts)
         self._next += 1
         self._unlabelled = None if self._is_foreign else row

@@ -7,6 +7,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from dmlscale.data.tar import members_of
+
 _CHUNK = 2**20  # bytes read at a time
 
 
@@ -41,8 +43,7 @@ class TarMembers:
     def _read(self) -> Iterator[tarfile.TarInfo]:
         try:
             with tarfile.open(fileobj=self._file, mode="r:", encoding="utf-8") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+                for member in members_of(tar):
                     self._end = member.offset_data + member.size
                     yield member
                 self._end = tar.offset

@@ -19,6 +19,7 @@ from pathlib import Path
 from dmlscale.data.errors import DataError
 from dmlscale.data.originals.files import SEARCH_DEPTH, Files, FolderFiles, clean_name, find_in_names, visible_sorted
 from dmlscale.data.originals.scratch_names import scratch_name
+from dmlscale.data.tar import members_of
 
 _logger = logging.getLogger(__name__)
 
@@ -150,10 +151,9 @@ def _places_in_tar(path: Path) -> Mapping[str, tuple[int, int]]:
     """Offset and size of each file."""
     places = {}
     with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
+        for member in members_of(archive):
             if member.isreg() and not member.issparse():
                 places[clean_name(member.name)] = (member.offset_data, member.size)
-            archive.members.clear()  # type: ignore[attr-defined]  # or it would keep every header
         end = archive.offset
     with path.open("rb") as file:
         file.seek(end)
@@ -176,9 +176,8 @@ def _unpacked(path: Path, start: bytes, scratch: Path) -> Path:
     with _decompressed(path, start) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=2**20) as archive:
-                while (member := archive.next()) is not None:
+                for member in members_of(archive):
                     archive.extract(member, partial, filter="data")  # refuses what would land outside the folder
-                    archive.members.clear()  # type: ignore[attr-defined]
             # tarfile takes anything that is no header for the end; the checksum of the whole comes last.
             while stream.read(2**20):
                 pass

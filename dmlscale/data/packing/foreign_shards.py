@@ -15,6 +15,7 @@ from dmlscale.data.inputs import InputKind
 from dmlscale.data.originals.extensions import EXTENSIONS, extension_of
 from dmlscale.data.originals.names import readable
 from dmlscale.data.packing.foreign_labels import read_label
+from dmlscale.data.tar import members_of
 
 # As WebDataset does it: the key ends at the first dot of the base name, and what looks like __meta__ is no sample.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -105,7 +106,7 @@ def scan_shard(file: BinaryIO, scan: Scan) -> Iterator[ScannedSample | ScanRejec
                 group = None
             group = group or _Group(member.key)
             group.members.append(member)
-    except _Damage as damage:
+    except _DamageError as damage:
         if group is not None and group.key != damage.key:
             last = group.close(scan, keys)
             # A sample followed by damaged bytes may have had more views, but not another picture or label.
@@ -132,7 +133,7 @@ class _Member(NamedTuple):
         return self.offset + size + -size % tarfile.BLOCKSIZE
 
 
-class _Damage(Exception):  # noqa: N818, the archive ends here
+class _DamageError(Exception):  # the archive ends here
     def __init__(self, reason: str, key: str) -> None:
         super().__init__(reason)
         self.key = key  # of the member that is cut off; "" where the damage lies between members
@@ -143,8 +144,7 @@ def _members(file: BinaryIO, scan: Scan) -> Iterator[_Member]:
     key = ""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # leaves `file` open
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+            for info in members_of(tar):
                 match = _NAME.fullmatch(info.name)
                 if match is None or not info.isreg() or _META.match(info.name):
                     continue
@@ -156,7 +156,7 @@ def _members(file: BinaryIO, scan: Scan) -> Iterator[_Member]:
                 key = ""
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile's numbers and texts raise the last two
-        raise _Damage(f"the shard is truncated or damaged near byte {file.tell()} ({error})", key) from None
+        raise _DamageError(f"the shard is truncated or damaged near byte {file.tell()} ({error})", key) from None
     _check_end(file, end)
 
 
@@ -165,9 +165,9 @@ def _check_end(file: BinaryIO, offset: int) -> None:
     file.seek(offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise _Damage(f"the shard is truncated at byte {offset + len(block)}: it has no mark of its end", "")
+        raise _DamageError(f"the shard is truncated at byte {offset + len(block)}: it has no mark of its end", "")
     if any(block):
-        raise _Damage(f"the shard has a damaged header at byte {offset}: what follows is lost", "")
+        raise _DamageError(f"the shard has a damaged header at byte {offset}: what follows is lost", "")
 
 
 @dataclass

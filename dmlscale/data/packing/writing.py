@@ -83,6 +83,7 @@ class ShardRecord(NamedTuple):
         rest = {name: value for name, value in self._asdict().items() if name != "numbers"}
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("wb") as file:
+            # mypy takes what is in `numbers` for savez's own allow_pickle.
             np.savez(file, rest=np.array(json.dumps(rest)), **self.numbers)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())

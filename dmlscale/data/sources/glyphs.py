@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import ClassVar
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.glyphs.classes import GlyphClass, find_classes
-from dmlscale.data.glyphs.drawing import render
 from dmlscale.data.glyphs.faces import FACES, is_drawable, matplotlib_face, shared_characters
+from dmlscale.data.glyphs.open_faces import OpenFaces
 from dmlscale.data.glyphs.survey import survey
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item
+from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT
 
 
 @SOURCES.register("glyphs")
@@ -60,26 +59,15 @@ class Glyphs:
         return OpenGlyphs(self, scratch)
 
 
-class OpenGlyphs:
+class OpenGlyphs(OpenFaces):
     """The fonts of ``Glyphs``."""
 
     def __init__(self, options: Glyphs, scratch: Path) -> None:
-        self._options = options
-        self._scratch = scratch
-        self._faces = {name: matplotlib_face(name) for name in options.faces}
-
-    def items(self) -> Iterator[Item]:
-        """Every picture once, by class in code point order, then by face."""
-        for glyph in self.classes():
-            yield from glyph.items()
-
-    def load(self, ref: str) -> tuple[bytes]:
-        """The picture "face/code point", a PNG file."""
-        name, code_point = ref.rsplit("/", 1)
-        return (render(self._faces[name], int(code_point), self._options.seed),)
+        super().__init__(map(matplotlib_face, options.faces), options.seed)
+        self._options, self._scratch = options, scratch
 
     def classes(self) -> list[GlyphClass]:
-        """The classes of both splits, in code point order."""
+        """See ``OpenFaces``."""
         options, faces = self._options, tuple(self._faces.values())
         limit = options.limit_classes
         return find_classes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import ClassVar
 from dmlscale.data.errors import DataError
 from dmlscale.data.glyphs.classes import GlyphClass, find_classes
 from dmlscale.data.glyphs.designs import FETCH_COMMAND, find_faces
-from dmlscale.data.glyphs.drawing import render
 from dmlscale.data.glyphs.face import Face
+from dmlscale.data.glyphs.open_faces import OpenFaces
 from dmlscale.data.glyphs.survey import survey
 from dmlscale.data.inputs import InputKind
-from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT, Item
+from dmlscale.data.sources import SOURCES, TEST_SPLIT, TRAIN_SPLIT
 
 # The unified ideographs of Unicode 15.1, block by block: python's own table would differ from version to version.
 _IDEOGRAPHS = (
@@ -100,26 +99,15 @@ class Han:
         return {TRAIN_SPLIT: num_train, TEST_SPLIT: self.limit_classes - num_train}
 
 
-class OpenHan:
+class OpenHan(OpenFaces):
     """The fonts of ``Han``."""
 
     def __init__(self, options: Han, faces: list[Face], scratch: Path) -> None:
-        self._options = options
-        self._scratch = scratch
-        self._faces = {face.name: face for face in faces}
-
-    def items(self) -> Iterator[Item]:
-        """Every picture once, by class in code point order, then by design."""
-        for glyph in self.classes():
-            yield from glyph.items()
-
-    def load(self, ref: str) -> tuple[bytes]:
-        """The picture "design/code point", a PNG file."""
-        name, code_point = ref.rsplit("/", 1)
-        return (render(self._faces[name], int(code_point), self._options.seed),)
+        super().__init__(faces, options.seed)
+        self._options, self._scratch = options, scratch
 
     def classes(self) -> list[GlyphClass]:
-        """The classes of both splits, in code point order."""
+        """See ``OpenFaces``."""
         options, faces = self._options, tuple(self._faces.values())
         return find_classes(
             faces,

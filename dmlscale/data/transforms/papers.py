@@ -78,17 +78,9 @@ class PapersTrain:
         return image_ops.horizontal_flip(crop) if flip < 0.5 else crop
 
 
-@TRANSFORMS.register("resize_crop_flip")
 @dataclass(frozen=True)
-class ResizeCropFlip:
-    """Resize, random crop, flip, normalisation: the recipe of lifted structure, N-pairs, Proxy-NCA and their time.
-
-    Args:
-        resize: the shorter side before the crop in pixels.
-        size: side of the square crop in pixels.
-        keep_aspect: False makes both sides ``resize``, as lifted structure and clustering do.
-        normalize: "imagenet", "caffe_bgr" or "none".
-    """
+class _ResizedThenCropped:
+    """The options of recipes that resize to ``resize`` pixels and cut out a square of ``size``."""
 
     inputs: ClassVar[tuple[InputKind, ...]] = ("image", "views")
     resize: int = 256
@@ -98,6 +90,19 @@ class ResizeCropFlip:
 
     def __post_init__(self) -> None:
         _require_room(self.resize, self.size)
+
+
+@TRANSFORMS.register("resize_crop_flip")
+@dataclass(frozen=True)
+class ResizeCropFlip(_ResizedThenCropped):
+    """Resize, random crop, flip, normalisation: the recipe of lifted structure, N-pairs, Proxy-NCA and their time.
+
+    Args:
+        resize: the shorter side before the crop in pixels.
+        size: side of the square crop in pixels.
+        keep_aspect: False makes both sides ``resize``, as lifted structure and clustering do.
+        normalize: "imagenet", "caffe_bgr" or "none".
+    """
 
     def __call__(self, images: Sequence[Tensor], ids: NDArray[np.int64], *, seed: int, epoch: int) -> Tensor:
         """See ``Transform``."""
@@ -116,7 +121,7 @@ class ResizeCropFlip:
 
 @TRANSFORMS.register("papers_eval")
 @dataclass(frozen=True)
-class PapersEval:
+class PapersEval(_ResizedThenCropped):
     """Resize, centre crop, normalisation; nothing random.
 
     Args:
@@ -125,15 +130,6 @@ class PapersEval:
         keep_aspect: False makes both sides ``resize``; as in training.
         normalize: "imagenet", "caffe_bgr" or "none"; as in training.
     """
-
-    inputs: ClassVar[tuple[InputKind, ...]] = ("image", "views")
-    resize: int = 256
-    size: int = 224
-    keep_aspect: bool = True
-    normalize: Normalization = "imagenet"
-
-    def __post_init__(self) -> None:
-        _require_room(self.resize, self.size)
 
     def __call__(self, images: Sequence[Tensor], ids: NDArray[np.int64], *, seed: int, epoch: int) -> Tensor:
         """See ``Transform``."""

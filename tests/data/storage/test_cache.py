@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,19 +14,8 @@ from dmlscale.data.storage.cache import ShardCache, default_cache_folder
 from dmlscale.data.storage.retry import Retry
 from dmlscale.data.storage.storage import Storage
 from dmlscale.data.storage.transfer_errors import MissingFileError, ShardError
-from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, served_shards, start
+from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, start
 from tests.data.servers import HttpServer, S3Server
-
-
-@pytest.fixture
-def http(tmp_path: Path) -> Iterator[HttpServer]:
-    with served_shards(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def storage(http: HttpServer) -> Storage:
-    return Storage.open(http.url, timeout_seconds=5)
 
 
 @pytest.fixture

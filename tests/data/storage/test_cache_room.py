@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -16,19 +15,8 @@ from hypothesis import strategies as st
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage.cache import ShardCache
 from dmlscale.data.storage.storage import Storage
-from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, served_shards, start
+from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, start
 from tests.data.servers import HttpServer
-
-
-@pytest.fixture
-def http(tmp_path: Path) -> Iterator[HttpServer]:
-    with served_shards(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def storage(http: HttpServer) -> Storage:
-    return Storage.open(http.url, timeout_seconds=5)
 
 
 def test_what_killed_processes_leave_takes_no_room(http: HttpServer, storage: Storage, tmp_path: Path) -> None:

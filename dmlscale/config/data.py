@@ -44,6 +44,9 @@ class DataConfig(Section):
     error."""
     source: SourceChoice | None = None
     """Packed into `path` first, if nothing is there yet."""
+    validation_classes: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training classes that are set apart as a split "validation", chosen by their names: what a sweep
+    chooses by. Classes that another split has too are never taken."""
     train_split: str = "train"
     eval_split: str = "test"
     """Its classes should be disjoint from those of train_split: zero-shot."""

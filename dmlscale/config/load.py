@@ -27,6 +27,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or no YAML, or any key or value is wrong.
     """
+    return check_config(override_values(read_values(path), overrides), str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """What a YAML file says, unchecked.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or holds no mapping.
+    """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no config file {file}")
@@ -36,7 +45,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{file} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} must hold a mapping of settings, e.g. `train: {{steps: 100}}`")
-    return check_config(override_values(values, overrides), str(file))
+    return values
 
 
 def override_values(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -75,6 +84,15 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{override!r}: {text!r} is not YAML; quote it") from None
+    set_value(values, key, value)
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Puts a value at a dotted key, in place; a list is indexed by number.
+
+    Raises:
+        ConfigError: the key leads through a value, or to no place in a list.
+    """
     *parents, last = key.split(".")
     at: Any = values
     if parents[:1] == ["losses"] and isinstance(values.get("losses"), dict):
@@ -83,7 +101,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         at = at[_number(at, parent, key)] if isinstance(at, list) else at.setdefault(parent, {})
         if not isinstance(at, dict | list):
-            raise ConfigError(f"{override!r}: {parent!r} is a value, not a group of settings")
+            raise ConfigError(f"{key}: {parent!r} is a value, not a group of settings")
     if isinstance(at, list):
         at[_number(at, last, key)] = value
     else:

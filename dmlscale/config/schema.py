@@ -98,6 +98,8 @@ class EvalConfig(Section):
     """Also measure nearest neighbours of the pixels, as the line to beat."""
     gallery_queries: int = Field(default=9, ge=0)
     """Rows of the picture of queries and neighbours; 0 leaves it out."""
+    report: bool = True
+    """At the end of a training also measure verification, clustering and unknown classes, and draw it all."""
 
 
 class ResourcesConfig(Section):
@@ -121,6 +123,8 @@ class TrackingConfig(Section):
     """MLflow store; None takes MLFLOW_TRACKING_URI, or else a local SQLite file beside the runs."""
     experiment: str = "dmlscale"
     system_metrics_every_s: float = Field(default=5.0, gt=0)
+    registered_model: str | None = Field(default=None, pattern=r"^[^/:]+$")
+    """Name in MLflow's registry under which the trained model becomes a new version; None leaves that out."""
 
 
 class Config(Section):

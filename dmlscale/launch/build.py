@@ -13,6 +13,7 @@ from dmlscale.config.components import LossChoice
 from dmlscale.config.schema import Config
 from dmlscale.data.decoding.decode import Decoder, find_decoder
 from dmlscale.data.decoding.log_mel import AudioOptions
+from dmlscale.data.hold_out import hold_out_classes
 from dmlscale.data.index import Index
 from dmlscale.data.loader import Recipe, TrainStream, eval_batches
 from dmlscale.data.planning.mined_plan import MinedOptions, MinedSampling
@@ -142,15 +143,18 @@ def half_precision(config: Config, device: torch.device) -> bool:
 
 
 def open_index(config: Config) -> Index:
-    """The dataset.
+    """The dataset, with its validation classes set apart if the config asks for some.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged, or has too few classes to set some apart.
     """
     d = config.data
     folder = default_cache_folder() if d.cache_folder is None else Path(d.cache_folder).expanduser()
     cache = ShardCache(folder, int(d.cache_gb * 10**9), Retry(seconds=d.retry_seconds))
-    return Index.load(d.path, d.storage_options, cache)
+    index = Index.load(d.path, d.storage_options, cache)
+    if not d.validation_classes:
+        return index
+    return hold_out_classes(index, d.validation_classes, train_split=d.train_split)
 
 
 def mined_options(config: Config) -> MinedOptions | None:

@@ -6,11 +6,12 @@ import inspect
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dmlscale.launch.errors import LaunchError
 from dmlscale.losses import LOSSES
-from dmlscale.losses.catalogue import DIVISORS, HEADINGS, cells, entries, renewed
+from dmlscale.losses.catalogue import DIVISORS, HEADINGS, SPACES, cells, entries, renewed, space_lines
 
 
 def show_losses() -> None:
@@ -37,6 +38,7 @@ def show_loss(name: str) -> None:
     for heading, text in zip(HEADINGS, cells(entry), strict=True):
         table.add_row(heading, text)
     table.add_row(DIVISORS[1], entry.divided_by)
+    table.add_row(SPACES[1], escape("\n".join(space_lines(entry))) or "none")
     console = Console()
     console.print(table)
     console.print(inspect.cleandoc(cls.__doc__ or ""), markup=False, highlight=False)

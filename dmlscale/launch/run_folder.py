@@ -23,6 +23,7 @@ DATASET_FILE = "dataset.json"
 # What decides the order of samples, always and with some samplings.
 _ORDER_KEYS = (
     "data.train_split",
+    "data.validation_classes",
     "data.classes_per_batch",
     "data.samples_per_class",
     "data.num_streams",

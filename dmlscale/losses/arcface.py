@@ -13,6 +13,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, Tile, softplus
 from dmlscale.losses.hyper_parameters import require_positive
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace, Uniform
 
 # The angle's slope is infinite where sample and proxy coincide; below this squared sine it is taken as constant.
 SMALLEST_SQUARED_SINE = 1e-10
@@ -43,6 +44,11 @@ class ArcFace(ClassLoss):
     scale: float = 64.0
 
     paper: ClassVar[str] = "Deng et al. 2019, ArcFace: Additive Angular Margin Loss for Deep Face Recognition"
+    # Centers: the paper's and InsightFace's 0.5 rad and 64; Roth et al. 2020 use a scale of 16 for retrieval.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": Uniform(0.2, 0.8),
+        "scale": LogUniform(16.0, 256.0),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, "arcface", "scale")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmlscale.losses import LOSSES, Loss
+from dmlscale.losses.search_space import SearchSpace
 
 HEADINGS = ("loss", "family", "paper", "hyper-parameters = defaults", "sharded over workers")
 DIVISORS = ("loss", "sums are divided by")
+SPACES = ("loss", "default search space")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Entry:
     hyper_parameters: dict[str, Any]  # with their defaults
     sharded: str  # what each worker holds a part of
     divided_by: str  # what its sums are divided by
+    search_space: SearchSpace  # where a sweep searches the hyper-parameters
 
 
 def entries() -> list[Entry]:
@@ -34,13 +37,18 @@ def entries() -> list[Entry]:
 def _entry(name: str, cls: type[Loss]) -> Entry:
     # A dataclass's constructor has its fields as parameters.
     options = {option.name: option.default for option in inspect.signature(cls).parameters.values()}
-    return Entry(name, cls.block, cls.paper, options, cls.sharded, cls.divided_by)
+    return Entry(name, cls.block, cls.paper, options, cls.sharded, cls.divided_by, cls.search_space)
 
 
 def cells(entry: Entry) -> tuple[str, str, str, str, str]:
     """An entry as text, in the order of `HEADINGS`."""
     options = ", ".join(f"{name}={value!r}" for name, value in entry.hyper_parameters.items())
     return entry.name, entry.family, entry.paper, options or "none", entry.sharded
+
+
+def space_lines(entry: Entry) -> list[str]:
+    """The default search space as text, one hyper-parameter a line, much as in the YAML of a sweep."""
+    return [f"{name}: {bounds}" for name, bounds in entry.search_space.items()]
 
 
 def as_markdown() -> str:
@@ -56,13 +64,19 @@ def divisors_as_markdown() -> str:
     return _table(DIVISORS, ((f"`{e.name}`", e.divided_by.replace("|", r"\|")) for e in entries()))
 
 
+def spaces_as_markdown() -> str:
+    """Default search spaces, for docs/losses.md."""
+    rows = ((e.name, ", ".join(f"`{line}`" for line in space_lines(e))) for e in entries())
+    return _table(SPACES, ((f"`{name}`", space or "none") for name, space in rows))
+
+
 def renewed(text: str) -> str:
-    """A document with its two tables as they are now.
+    """A document with its three tables as they are now.
 
     Raises:
-        ValueError: it has not both of them.
+        ValueError: it has not all of them.
     """
-    for table in (as_markdown(), divisors_as_markdown()):
+    for table in (as_markdown(), divisors_as_markdown(), spaces_as_markdown()):
         head = table.splitlines()[0]
         before, found, after = text.partition(head)
         if not found:

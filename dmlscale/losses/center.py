@@ -10,6 +10,7 @@ from torch import Tensor
 from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, Tile
 from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
+from dmlscale.losses.search_space import SearchSpace, Uniform
 
 
 def half_squared_distance(tile: Tile) -> Tensor:
@@ -56,6 +57,9 @@ class Center(ClassLoss):
     sharded: ClassVar[str] = "centers"
     on_sphere = False
     rows_are_points: ClassVar[bool] = True
+    # Center: the paper's 0.5. The repulsion is not the paper's and stays off; what matters as much is the weight of
+    # the loss in the sum (0.003 in the paper), a key of the config.
+    search_space: ClassVar[SearchSpace] = {"alpha": Uniform(0.1, 0.9)}
 
     def __post_init__(self) -> None:
         require_choice(self, "center", "update", "alpha", "gradient")

@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, ClassLoss, PairLoss
 from dmlscale.losses.block import LOG_OF_NOTHING, SimilarityBlock, Tile, softplus
 from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import NamedScore
+from dmlscale.losses.search_space import LogUniform, SearchSpace, Uniform
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Circle(PairLoss):
 
     paper: ClassVar[str] = "Sun et al. 2020, Circle Loss: A Unified Perspective of Pair Similarity Optimization"
     divided_by: ClassVar[str] = "the anchors with both kinds of pairs"
+    # Centers: the paper's 0.4 and 80 for fine-grained retrieval; faces take 0.25.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": Uniform(0.1, 0.7),
+        "scale": LogUniform(32.0, 200.0),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, "circle", "scale")
@@ -136,6 +142,11 @@ class CircleProxy(ClassLoss):
     scale: float = 256.0
 
     paper: ClassVar[str] = Circle.paper
+    # Centers: the paper's 0.25 and 256 for faces.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": Uniform(0.05, 0.45),
+        "scale": LogUniform(64.0, 1024.0),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, "circle_proxy", "scale")

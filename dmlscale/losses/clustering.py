@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, RowTile, Selection, SimilarityBlock
 from dmlscale.losses.facility_location import search_medoids
 from dmlscale.losses.hyper_parameters import require_not_negative
+from dmlscale.losses.search_space import LogUniform, SearchSpace
 
 
 @LOSSES.register("clustering")
@@ -44,6 +45,8 @@ class Clustering(PairLoss):
     paper: ClassVar[str] = "Song et al. 2017, Deep Metric Learning via Facility Location"
     divided_by: ClassVar[str] = "nothing: sums over the batch, as in the paper"
     sharded: ClassVar[str] = "rows of B x B; every worker searches the whole batch"
+    # Center: 1, where the paper's factor starts before it decays. More refinements cost time and are not tuned.
+    search_space: ClassVar[SearchSpace] = {"margin": LogUniform(0.1, 10.0)}
 
     def __post_init__(self) -> None:
         require_not_negative(self, "clustering", "margin", "refinements")

@@ -11,6 +11,7 @@ from torch import Tensor
 from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SMALLEST_SQUARED_DISTANCE, SimilarityBlock, Tile
 from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
+from dmlscale.losses.search_space import Choice, LogUniform, SearchSpace, Uniform
 
 
 @LOSSES.register("contrastive")
@@ -50,6 +51,14 @@ class Contrastive(PairLoss):
         "positive and negative terms each by the number of their pairs with a term above zero "
         "(average='active'), of their pairs ('all'), or both by the number of all pairs ('pairs')"
     )
+    # Centers lie between the paper's margin of 1 and the optima of Musgrave et al. 2020 for un-squared terms: 0.38 to
+    # 0.54 for negatives and at most 0.29 for positives. The ranges meet in one point, so that pull and push never
+    # contradict each other.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": LogUniform(0.35, 1.5),
+        "positive_margin": Uniform(0.0, 0.35),
+        "squared": Choice((True, False)),
+    }
 
     def __post_init__(self) -> None:
         require_not_negative(self, "contrastive", "margin", "positive_margin")

@@ -11,6 +11,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace, Uniform
 
 
 @LOSSES.register("cosface")
@@ -36,6 +37,11 @@ class CosFace(ClassLoss):
     scale: float = 64.0
 
     paper: ClassVar[str] = "Wang et al. 2018, CosFace: Large Margin Cosine Loss for Deep Face Recognition"
+    # Centers lie between the paper's 0.35 and 64 and the optima of Musgrave et al. 2020: 0.34 to 0.62, and 100 to 162.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": Uniform(0.1, 0.8),
+        "scale": LogUniform(32.0, 256.0),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, type(self).__name__.lower(), "scale")
@@ -71,3 +77,8 @@ class AmSoftmax(CosFace):
     scale: float = 30.0
 
     paper: ClassVar[str] = "Wang et al. 2018, Additive Margin Softmax for Face Verification"
+    # Centers: the paper's 0.35 and 30.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": Uniform(0.05, 0.65),
+        "scale": LogUniform(15.0, 60.0),
+    }

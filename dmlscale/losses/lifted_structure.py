@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import LOG_OF_NOTHING, SimilarityBlock, Tile
 from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
 from dmlscale.losses.scores import MarginMinusDistance
+from dmlscale.losses.search_space import Choice, LogUniform, SearchSpace
 
 
 def _distance(tile: Tile) -> Tensor:
@@ -61,6 +62,11 @@ class LiftedStructure(PairLoss):
     divided_by: ClassVar[str] = (
         "2 |P|, P the unordered positive pairs; per anchor: the anchors with both kinds of pairs"
     )
+    # Center: the paper's margin of 1.
+    search_space: ClassVar[SearchSpace] = {
+        "form": Choice(("smooth", "hard", "per_anchor")),
+        "margin": LogUniform(0.5, 2.0),
+    }
 
     def __post_init__(self) -> None:
         require_not_negative(self, "lifted_structure", "margin")

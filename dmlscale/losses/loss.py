@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.losses.block import SimilarityBlock
+from dmlscale.losses.search_space import SearchSpace
 
 
 class Loss(ABC):
@@ -24,6 +25,8 @@ class Loss(ABC):
         sharded: what each worker holds a part of, for the catalogue.
         divided_by: what its sums are divided by; all counts are of the global batch.
         rows_are_points: the bank's rows are points among the embeddings, not directions.
+        search_space: hyper-parameter -> where a sweep searches it unless told otherwise: around what was published, and
+            every draw is a valid loss. What is not in it stays at its default.
     """
 
     block: ClassVar[Literal["pairs", "classes"]]
@@ -31,6 +34,7 @@ class Loss(ABC):
     sharded: ClassVar[str]
     divided_by: ClassVar[str]
     rows_are_points: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {}
 
     @property
     def on_sphere(self) -> bool:

@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SimilarityBlock, Tile, softplus
 from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import NamedScore, ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace, Uniform
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class MultiSimilarity(PairLoss):
         "Wang et al. 2019, Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning"
     )
     divided_by: ClassVar[str] = "all samples, also those that keep no pair"
+    # Centers: the paper's 50, 0.5 and 0.1, with which the optima of Musgrave et al. 2020 agree (50.6, 0.56). Theirs of
+    # positive_scale is 0.01, the paper's 2: the range spans both.
+    search_space: ClassVar[SearchSpace] = {
+        "positive_scale": LogUniform(0.005, 4.0),
+        "negative_scale": LogUniform(20.0, 125.0),
+        "base": Uniform(0.2, 0.8),
+        "miner_margin": Uniform(0.0, 0.2),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, "multi_similarity", "positive_scale", "negative_scale")

@@ -11,6 +11,7 @@ from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SimilarityBlock, Tile, softplus
 from dmlscale.losses.hyper_parameters import require_not_negative
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace
 
 
 def _similarity(tile: Tile) -> Tensor:
@@ -42,6 +43,8 @@ class NPairs(PairLoss):
 
     paper: ClassVar[str] = "Sohn 2016, Improved Deep Metric Learning with Multi-class N-pair Loss Objective"
     divided_by: ClassVar[str] = "the classes with a pair"
+    # Center: TensorFlow's 0.002; Roth et al. 2020 take the paper's to be 0.02.
+    search_space: ClassVar[SearchSpace] = {"l2_weight": LogUniform(2e-4, 2e-2)}
     on_sphere = False
 
     def __post_init__(self) -> None:

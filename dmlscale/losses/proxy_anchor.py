@@ -11,6 +11,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.hyper_parameters import require_positive
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace
 
 
 @LOSSES.register("proxy_anchor")
@@ -41,6 +42,11 @@ class ProxyAnchor(ClassLoss):
     divided_by: ClassVar[str] = (
         "the positive term by |P+|, the classes in the batch; the negative term by all C classes"
     )
+    # Centers: the paper's and its code's 0.1 and 32.
+    search_space: ClassVar[SearchSpace] = {
+        "margin": LogUniform(0.025, 0.4),
+        "scale": LogUniform(8.0, 128.0),
+    }
 
     def __post_init__(self) -> None:
         require_positive(self, "proxy_anchor", "scale")

@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import LOG_OF_NOTHING, SimilarityBlock, softplus
 from dmlscale.losses.hyper_parameters import require_choice
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import Choice, LogUniform, SearchSpace
 
 
 @LOSSES.register("proxy_nca")
@@ -40,6 +41,11 @@ class ProxyNCA(ClassLoss):
     scale: float | None = None
 
     paper: ClassVar[str] = "Movshovitz-Attias et al. 2017, No Fuss Distance Metric Learning Using Proxies"
+    # Center: the optima of Musgrave et al. 2020 for the form plus_plus, 8 to 14; the range begins at the paper's 1.
+    search_space: ClassVar[SearchSpace] = {
+        "form": Choice(("paper", "plus_plus")),
+        "scale": LogUniform(1.0, 100.0),
+    }
 
     def __post_init__(self) -> None:
         require_choice(self, "proxy_nca", "form", "paper", "plus_plus")

@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock, softplus
 from dmlscale.losses.hyper_parameters import require_not_negative, require_positive
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import Integer, LogUniform, SearchSpace
 
 
 @LOSSES.register("soft_triple")
@@ -50,6 +51,15 @@ class SoftTriple(ClassLoss):
     paper: ClassVar[str] = "Qian et al. 2019, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling"
     divided_by: ClassVar[str] = "the samples; its regulariser by C K (K - 1)"
     sharded: ClassVar[str] = "K centers per class and their optimizer state"
+    # Centers: the paper's 10, 0.01 and 0.2. scale and assignment_temperature lie between the paper's 20 and 0.1 and the
+    # optima of Musgrave et al. 2020: 18 to 100, and 1/59 to 1/19.
+    search_space: ClassVar[SearchSpace] = {
+        "centers_per_class": Integer(4, 25, log=True),
+        "scale": LogUniform(8.0, 128.0),
+        "assignment_temperature": LogUniform(0.0125, 0.2),
+        "margin": LogUniform(0.001, 0.1),
+        "regularizer_weight": LogUniform(0.02, 2.0),
+    }
 
     def __post_init__(self) -> None:
         if self.centers_per_class < 1:

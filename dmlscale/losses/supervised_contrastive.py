@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, PairLoss
 from dmlscale.losses.block import SimilarityBlock, Tile
 from dmlscale.losses.hyper_parameters import require_positive
 from dmlscale.losses.scores import ScaledSimilarity
+from dmlscale.losses.search_space import LogUniform, SearchSpace
 
 
 @LOSSES.register("supervised_contrastive")
@@ -40,6 +41,8 @@ class SupervisedContrastive(PairLoss):
 
     paper: ClassVar[str] = "Khosla et al. 2020, Supervised Contrastive Learning"
     divided_by: ClassVar[str] = "|P(i)|, the anchor's positives, inside; the anchors with a positive outside"
+    # Center: the official code's 0.07. base_temperature only multiplies the loss, as a learning rate does.
+    search_space: ClassVar[SearchSpace] = {"temperature": LogUniform(0.02, 0.25)}
 
     def __post_init__(self) -> None:
         require_positive(self, "supervised_contrastive", "temperature")

@@ -12,6 +12,7 @@ from dmlscale.losses import LOSSES, ClassLoss
 from dmlscale.losses.block import SimilarityBlock
 from dmlscale.losses.center import half_squared_distance
 from dmlscale.losses.hyper_parameters import require_choice, require_not_negative
+from dmlscale.losses.search_space import LogUniform, SearchSpace
 
 
 @LOSSES.register("triplet_center")
@@ -44,6 +45,8 @@ class TripletCenter(ClassLoss):
     sharded: ClassVar[str] = "centers and their optimizer state"
     on_sphere = False
     rows_are_points: ClassVar[bool] = True
+    # Center: the paper's 5; the authors' scripts for SHREC 2018 use 1.
+    search_space: ClassVar[SearchSpace] = {"margin": LogUniform(1.0, 25.0)}
 
     def __post_init__(self) -> None:
         require_not_negative(self, "triplet_center", "margin")

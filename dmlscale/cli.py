@@ -66,10 +66,46 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run of this run.name, if there is one")
     train.set_defaults(run=_train)
 
+    tune = commands.add_parser("tune", help="a search space -> trials, their MLflow runs, and the best config")
+    tune.add_argument("config", help="YAML file of a sweep, e.g. configs/tune/glyphs.yaml")
+    tune.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sweep.trials=24 base.train.steps=500")
+    tune.add_argument("--resume", action="store_true", help="continue the sweep of this sweep.name, if there is one")
+    tune.set_defaults(run=_tune)
+
     evaluate = commands.add_parser("evaluate", help="a checkpoint -> retrieval metrics")
     evaluate.add_argument("checkpoint", help="folder of a checkpoint, or of a run (its newest)")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.eval_split=test")
     evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="a checkpoint -> a folder with the model: safetensors, config, ONNX")
+    export.add_argument("checkpoint", help="folder of a checkpoint, or of a run (its newest)")
+    export.add_argument("folder", help="to write")
+    export.add_argument("--onnx", action="store_true", help="also as ONNX, compared with the original")
+    export.add_argument("--register", metavar="NAME", help="also put it into MLflow's registry under this name")
+    export.set_defaults(run=_export)
+
+    embed = commands.add_parser("embed", help="a model and samples -> a Parquet file of ids and vectors")
+    embed.add_argument("model", help="exported folder, checkpoint, or run")
+    embed.add_argument("source", help="packed dataset (folder or URL), folder of pictures, or one file")
+    embed.add_argument("out", help="Parquet file to write")
+    embed.add_argument("--split", metavar="NAME", help="of a packed dataset (default: all)")
+    embed.add_argument("--batch-size", type=int, default=256, metavar="N")
+    embed.set_defaults(run=_embed)
+
+    index = commands.add_parser("index", help="embeddings -> a faiss index with measured recall")
+    index.add_argument("embeddings", help="Parquet file of `dmlscale embed`")
+    index.add_argument("out", help="folder to write")
+    index.add_argument("--kind", choices=("flat", "ivf_pq", "hnsw"), default="flat")
+    index.add_argument("--queries", type=int, default=1000, metavar="N", help="to measure recall with (default: 1000)")
+    index.set_defaults(run=_index)
+
+    search = commands.add_parser("search", help="a picture -> its nearest neighbours")
+    search.add_argument("image", help="file")
+    search.add_argument("index", help="folder of `dmlscale index`")
+    search.add_argument("--model", help="exported folder, checkpoint, or run (default: that of the index)")
+    search.add_argument("-k", type=int, default=10, metavar="N", help="neighbours (default: 10)")
+    search.add_argument("--pictures", metavar="FILE", help="draw query and neighbours, as PNG")
+    search.set_defaults(run=_search)
 
     losses = commands.add_parser("losses", help="the catalogue: name, family, paper, hyper-parameters, what is sharded")
     losses.add_argument("name", nargs="?", help="of one loss, to read all about it")
@@ -81,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, evaluate):
         command.add_argument("--local", action="store_true", help="one process, without Ray")
         command.add_argument("--json", metavar="FILE", help="write the final figures for machines")
-    for command in (pack, inspect, verify, train, evaluate, losses):
+    for command in (pack, inspect, verify, train, tune, evaluate, export, embed, index, search, losses):
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
@@ -116,10 +152,40 @@ def _train(options: argparse.Namespace) -> int:
     return train(options.config, options.overrides, local=options.local, resume=options.resume, json_file=options.json)
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from dmlscale.tuning.sweep import tune
+
+    return tune(options.config, options.overrides, resume=options.resume)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from dmlscale.launch.driver import evaluate
 
     return evaluate(options.checkpoint, options.overrides, local=options.local, json_file=options.json)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dmlscale.launch.export import export
+
+    return export(options.checkpoint, options.folder, onnx=options.onnx, register=options.register)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from dmlscale.launch.embed import embed
+
+    return embed(options.model, options.source, options.out, split=options.split, batch_size=options.batch_size)
+
+
+def _index(options: argparse.Namespace) -> int:
+    from dmlscale.launch.build_index import build_index
+
+    return build_index(options.embeddings, options.out, kind=options.kind, num_queries=options.queries)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from dmlscale.launch.search import search
+
+    return search(options.image, options.index, model=options.model, k=options.k, pictures=options.pictures)
 
 
 def _losses(options: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,14 +19,13 @@ from rich.console import Console
 
 from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
-from dmlscale.data.index import Index
 from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.display import ProgressTail, metrics_table
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.task import Task
+from dmlscale.launch.tracked import marked_failed_on_error, start_run
 from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url
-from dmlscale.tracking.tracker import Status
 from dmlscale.training import checkpoint
 
 Handler = Callable[[int, FrameType | None], None]
@@ -54,11 +52,11 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
     run_folder.check_same_dataset(folder, index)
     preflight.check_data(config, index)
     preflight.check_batch(config, index)
-    run_id = _start_run(config, index, uri, folder, config_file)
+    run_id = start_run(config, index, uri, folder, f"dmlscale train {config_file}")
     run_folder.write_config(config, index, folder)
     task = Task("train", config.model_dump(mode="json"), str(folder), None, uri, run_id)
     print(f"run {config.run.name}  {_workers(config, local)}  folder {folder}", flush=True)
-    with _marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file) as handlers, ProgressTail(task.progress):
+    with marked_failed_on_error(uri, run_id), _stop_on_signal(task.stop_file) as handlers, ProgressTail(task.progress):
         result = _beside(lambda: _runner(local)(task, config), handlers)
     result |= {"run": config.run.name, "folder": str(folder), "tracking_uri": uri, "tracking_run": run_id}
     result["seconds"] = time.monotonic() - started
@@ -107,7 +105,7 @@ def _check_before_work(config: Config, local: bool) -> None:
 
         local_device(config.resources)
     else:
-        from dmlscale.launch.ray_train import check_resources
+        from dmlscale.launch.cluster import check_resources
 
         check_resources(config.resources)
 
@@ -148,69 +146,6 @@ def _workers(config: Config, local: bool) -> str:
     return "in this process" if local else f"on {config.resources.workers} Ray worker(s)"
 
 
-def _start_run(config: Config, index: Index, uri: str, folder: Path, config_file: str) -> str:
-    from dmlscale.tracking.mlflow import DatasetNote, start_or_continue
-    from dmlscale.tracking.provenance import git_tags
-
-    assert config.run.name is not None
-    digest = _digest(index.description)
-    dataset = Path(config.data.path).name
-    losses = " + ".join(term.name for term in config.losses)
-    tags = {
-        **git_tags(Path.cwd()),
-        "mlflow.source.name": f"dmlscale train {config_file}",
-        "mlflow.source.type": "LOCAL",
-        "loss": losses,
-        "backbone": config.model.backbone,
-        "dataset": dataset,
-        "dmlscale.folder": str(folder),
-    }
-    run_id = start_or_continue(
-        uri,
-        config.tracking.experiment,
-        config.run.name,
-        key=str(folder),
-        tags=tags,
-        params=flat_params(config),
-        description=f"**{losses}** on {dataset}, from `{config_file}`",
-        datasets=[
-            DatasetNote(f"{dataset}/{split}", digest, config.data.path, index.description, context)
-            for split, context in (
-                (config.data.train_split, "train"),
-                (config.data.eval_split, "eval"),
-                (config.data.gallery_split, "gallery"),
-            )
-            if split is not None
-        ],
-    )
-    return run_id
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    """A short name of a dataset's content, from what its description says."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flat_params(config: Config) -> dict[str, Any]:
-    """Settings by dotted name; those of a single loss as ``loss.margin``, of several as ``loss.0.margin``."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
-
-    values = config.model_dump(mode="json")
-    terms = values.pop("losses")
-    for n, term in enumerate(terms):
-        options = term.pop("options")
-        add("loss" if len(terms) == 1 else f"loss.{n}", term | options)
-    add("", values)
-    return flat
-
-
 @contextmanager
 def _stop_on_signal(stop_file: Path) -> Iterator[Mapping[int, Handler]]:
     """SIGTERM and Ctrl-C ask the workers to save and stop; a second one ends at once."""
@@ -228,19 +163,6 @@ def _stop_on_signal(stop_file: Path) -> Iterator[Mapping[int, Handler]]:
         for number, handler in before.items():
             signal.signal(number, handler)
         stop_file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _marked_failed_on_error(uri: str, run_id: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        from dmlscale.tracking.mlflow import end_run
-
-        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        with suppress(Exception):  # the error itself must not be hidden by a tracker that is gone
-            end_run(uri, run_id, status, f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
 
 
 def _check_json(json_file: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,9 @@ import torch
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
-from dmlscale.launch.errors import LaunchError, WorkersFailedError
+from dmlscale.launch.cluster import ray_cluster, require, uses_gpu
+from dmlscale.launch.errors import WorkersFailedError
 from dmlscale.launch.task import Task
-
-# Set before Ray starts, for it and for its workers.
-ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line is printed twice
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed this late
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-def check_resources(resources: ResourcesConfig) -> None:
-    """Refuses, before any work, what a cluster started on this machine could not hold.
-
-    Raises:
-        LaunchError: more workers than cores or GPUs.
-    """
-    if resources.address is None and "RAY_ADDRESS" not in os.environ:
-        available = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-        _require(resources, available, "this machine")
-        _uses_gpu(resources, available)
 
 
 def run_on_ray(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
@@ -44,69 +23,33 @@ def run_on_ray(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
         LaunchError: the cluster is not there or has less than asked for.
         WorkersFailedError: workers ended with an error, more often than ``resources.max_failures``.
     """
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    with ray_cluster(resources):
+        return fit(task, resources)
+
+
+def fit(task: Task, resources: ResourcesConfig, *, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """`run_on_ray`, on the cluster that this process is connected to.
+
+    Args:
+        task: what to do.
+        resources: for it.
+        callbacks: of Ray Train. If there are any, the workers report the figures of each evaluation to them.
+    """
     import ray
-
-    own_cluster = resources.address is None and "RAY_ADDRESS" not in os.environ
-    already_up = ray.is_initialized()
-    if not already_up:
-        _connect(resources.address, own_cluster)
-    try:
-        return _fit(task, resources, ray.cluster_resources())
-    finally:
-        if not already_up:
-            ray.shutdown()
-
-
-def _connect(address: str | None, own_cluster: bool) -> None:
-    import ray
-
-    # What workers have to say comes through the run's progress file; their own output stays in Ray's logs.
-    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if own_cluster:
-        settings["include_dashboard"] = False  # 3 s faster; sweeps, which need it, start their own
-        settings["num_cpus"] = len(os.sched_getaffinity(0))
-    else:
-        settings |= {"address": address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError) as error:
-        raise LaunchError(
-            f"cannot reach the Ray cluster {address or os.environ.get('RAY_ADDRESS')}: {error}"
-        ) from error
-
-
-def _require(resources: ResourcesConfig, available: dict[str, float], where: str) -> None:
-    wanted = resources.workers * resources.cpus_per_worker
-    cpus = available.get("CPU", 0.0)
-    if wanted > cpus:
-        raise LaunchError(
-            f"resources.workers={resources.workers} with cpus_per_worker={resources.cpus_per_worker:g} needs "
-            f"{wanted:g} CPUs, {where} has {cpus:g}: lower resources.workers, or give each less "
-            f"(resources.cpus_per_worker={cpus / resources.workers:.2g})"
-        )
-
-
-def _uses_gpu(resources: ResourcesConfig, available: dict[str, float]) -> bool:
-    gpus = int(available.get("GPU", 0))
-    if resources.device == "gpu" and gpus < resources.workers:
-        raise LaunchError(
-            f"resources.device=gpu with resources.workers={resources.workers} needs as many GPUs, the cluster has "
-            f"{gpus}: lower resources.workers or use resources.device=cpu"
-        )
-    return resources.device != "cpu" and gpus >= resources.workers
-
-
-def _fit(task: Task, resources: ResourcesConfig, available: dict[str, float]) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    _require(resources, available, "the cluster")
-    use_gpu = _uses_gpu(resources, available)
+    available = ray.cluster_resources()
+    require(resources, available, "the cluster")
+    use_gpu = uses_gpu(resources, available)
     logs = Path(task.folder) / "ray"
     trainer = TorchTrainer(
         _on_worker,
-        train_loop_config={"task": asdict(task), "threads": max(1, int(resources.cpus_per_worker))},
+        train_loop_config={
+            "task": asdict(task),
+            "threads": max(1, int(resources.cpus_per_worker)),
+            "reports": bool(callbacks),
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -119,6 +62,7 @@ def _fit(task: Task, resources: ResourcesConfig, available: dict[str, float]) ->
             storage_path=str(logs),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -146,4 +90,10 @@ def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return work(Task(**settings["task"]), World.current(), device)
+    return work(Task(**settings["task"]), World.current(), device, report=_report if settings["reports"] else None)
+
+
+def _report(metrics: Mapping[str, float]) -> None:
+    import ray.train
+
+    ray.train.report(dict(metrics))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,15 @@ from dmlscale.training.loop import Hooks, run_loop
 from dmlscale.training.state import Record, tensors
 from dmlscale.training.step import Trainee
 
+Report = Callable[[Mapping[str, float]], None]
+"""Takes the figures of an evaluation; called on all ranks at the same step. It may end the process."""
 
-def work(task: Task, world: World, device: torch.device) -> dict[str, Any]:
+
+def work(task: Task, world: World, device: torch.device, *, report: Report | None = None) -> dict[str, Any]:
     """Does the task; all ranks return the same result."""
-    return Training(task, world, device).run() if task.kind == "train" else evaluate_checkpoint(task, world, device)
+    if task.kind == "train":
+        return Training(task, world, device, report).run()
+    return evaluate_checkpoint(task, world, device)
 
 
 def evaluate_checkpoint(task: Task, world: World, device: torch.device) -> dict[str, Any]:
@@ -58,10 +64,11 @@ class Training:
         task: what to do.
         world: the ranks.
         device: of this rank.
+        report: who wants to know of evaluations; None for nobody.
     """
 
-    def __init__(self, task: Task, world: World, device: torch.device) -> None:
-        self._task, self._world, self._device = task, world, device
+    def __init__(self, task: Task, world: World, device: torch.device, report: Report | None = None) -> None:
+        self._task, self._world, self._device, self._report = task, world, device, report
         self._config = task.settings
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
@@ -91,6 +98,7 @@ class Training:
         with build.build_stream(self._config, self._index, self._world, self._miner) as stream:
             start = self._resume(stream)
             self._stream = stream
+            self._cost_before, self._since = self._cost_at(start), time.monotonic()
             hooks = Hooks(self._log, self._evaluate, self._save, self._task.stop_file.exists)
             rhythm = build.build_rhythm(self._config)
             try:
@@ -174,11 +182,24 @@ class Training:
         # Counts do not change from step to step: they would only be flat charts.
         named = {f"eval/{self._split}/{k}": v for k, v in self._metrics.items() if not k.startswith("num_")}
         self._tracker.log_metrics(named, step)
-        self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics)
+        self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics, cost_s=self._cost())
         if self._metrics["num_skipped"]:
             self._say(
                 message=f"{self._metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped"
             )
+        if self._report is not None:
+            self._report(self._metrics | {"step": step, "cost_s": self._cost()})
+
+    def _cost(self) -> float:
+        """Seconds of all workers that the run has taken so far, those before a resume included."""
+        return self._cost_before + (time.monotonic() - self._since) * self._world.num_ranks
+
+    def _cost_at(self, start: int) -> float:
+        """What had been spent when the checkpoint of this step was written."""
+        if not start or not self._task.progress.exists():
+            return 0.0
+        entries = map(json.loads, self._task.progress.read_text().splitlines())
+        return next((e["cost_s"] for e in entries if "checkpoint" in e and e["step"] == start and "cost_s" in e), 0.0)
 
     def _save(self, step: int, position: dict[str, int]) -> None:
         average_buffers(self._embedder, self._world)
@@ -192,7 +213,7 @@ class Training:
         keep = self._config.train.keep_checkpoints
         path = checkpoint.save(self._task.checkpoints, self._tensors(), record, self._world, keep=keep)
         self._tracker.set_tags({"dmlscale.checkpoint": str(path)})
-        self._say(step=step, steps=self._config.train.steps, checkpoint=str(path))
+        self._say(step=step, steps=self._config.train.steps, checkpoint=str(path), cost_s=self._cost())
 
     def _open_tracker(self) -> Tracker:
         if self._world.rank != 0 or self._task.tracking_run is None:

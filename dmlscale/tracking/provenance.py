@@ -1,7 +1,9 @@
-"""Which code made a run."""
+"""Which code made a run, and which job of a cluster."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -19,6 +21,20 @@ def git_tags(folder: Path) -> dict[str, str]:
     tags = {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}
     if branch not in ("", "HEAD"):
         tags["mlflow.source.git.branch"] = branch
+    return tags
+
+
+def cluster_tags() -> dict[str, str]:
+    """The id of the cluster's job that this process belongs to: of Ray's job API, of Slurm, or none."""
+    tags = {}
+    try:
+        # Set for the entry point of every job that is submitted to Ray.
+        job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
+        tags["cluster.ray_job"] = str(job)
+    except (KeyError, TypeError, ValueError):
+        pass
+    if "SLURM_JOB_ID" in os.environ:
+        tags["cluster.slurm_job"] = os.environ["SLURM_JOB_ID"]
     return tags
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 
 def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> str:
@@ -55,8 +57,18 @@ def is_server(uri: str) -> bool:
 
 def run_url(uri: str, run_id: str, *, port: int = 5000) -> str:
     """The page of a run: on its server, or on the local dashboard once `dashboard_command` runs."""
-    base = uri.rstrip("/") if is_server(uri) else f"http://127.0.0.1:{port}"
-    return f"{base}/#/runs/{run_id}"
+    return f"{dashboard_address(uri, port=port)}/#/runs/{run_id}"
+
+
+def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The page that compares runs, from the dashboard's address on: `#/compare-runs?...`."""
+    runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
+    return f"#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def dashboard_address(uri: str, *, port: int = 5000) -> str:
+    """Where the dashboard answers: the server, or a local one once `dashboard_command` runs."""
+    return uri.rstrip("/") if is_server(uri) else f"http://127.0.0.1:{port}"
 
 
 def dashboard_command(uri: str, *, port: int = 5000) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dmlscale.config.load import load_config
-from dmlscale.launch.driver import flat_params
+from dmlscale.launch.tracked import flat_params
 
 AUDIO = [
     "data.input=audio",

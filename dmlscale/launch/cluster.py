@@ -1,0 +1,123 @@
+"""The Ray cluster that runs use: one that is there, or one of this machine for the time being."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from dmlscale.config.schema import ResourcesConfig
+from dmlscale.launch.errors import LaunchError
+
+# Set before Ray starts, for it and for its workers.
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line is printed twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed this late
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def check_resources(resources: ResourcesConfig) -> None:
+    """Refuses, before any work, what a cluster started on this machine could not hold.
+
+    Raises:
+        LaunchError: more workers than cores or GPUs.
+    """
+    if starts_own_cluster(resources):
+        available = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+        require(resources, available, "this machine")
+        uses_gpu(resources, available)
+
+
+def starts_own_cluster(resources: ResourcesConfig) -> bool:
+    """Whether there is no cluster to use."""
+    return resources.address is None and "RAY_ADDRESS" not in os.environ
+
+
+@contextmanager
+def ray_cluster(resources: ResourcesConfig, *, with_dashboard: bool = False) -> Iterator[None]:
+    """Connected to the cluster for the block's time; one that is connected already is used and left as it is.
+
+    Args:
+        resources: say which.
+        with_dashboard: start one too, where the cluster is started here; it takes 3 s more.
+
+    Raises:
+        LaunchError: it cannot be reached, or Ray was installed without its dashboard.
+    """
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _connect(resources, with_dashboard)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require(resources: ResourcesConfig, available: Mapping[str, float], where: str) -> None:
+    """Whether one run fits.
+
+    Raises:
+        LaunchError: it needs more CPUs.
+    """
+    wanted = resources.workers * resources.cpus_per_worker
+    cpus = available.get("CPU", 0.0)
+    if wanted > cpus:
+        raise LaunchError(
+            f"resources.workers={resources.workers} with cpus_per_worker={resources.cpus_per_worker:g} needs "
+            f"{wanted:g} CPUs, {where} has {cpus:g}: lower resources.workers, or give each less "
+            f"(resources.cpus_per_worker={cpus / resources.workers:.2g})"
+        )
+
+
+def uses_gpu(resources: ResourcesConfig, available: Mapping[str, float]) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        LaunchError: they are asked for and there are too few.
+    """
+    gpus = int(available.get("GPU", 0))
+    if resources.device == "gpu" and gpus < resources.workers:
+        raise LaunchError(
+            f"resources.device=gpu with resources.workers={resources.workers} needs as many GPUs, the cluster has "
+            f"{gpus}: lower resources.workers or use resources.device=cpu"
+        )
+    return resources.device != "cpu" and gpus >= resources.workers
+
+
+def runs_at_once(resources: ResourcesConfig, available: Mapping[str, float]) -> int:
+    """How many runs the cluster holds, at least one.
+
+    Raises:
+        LaunchError: not even one fits.
+    """
+    require(resources, available, "the cluster")
+    by_cpu = available.get("CPU", 0.0) / (resources.workers * resources.cpus_per_worker)
+    by_gpu = available.get("GPU", 0.0) / resources.workers if uses_gpu(resources, available) else by_cpu
+    return max(1, int(min(by_cpu, by_gpu) + 1e-6))
+
+
+def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
+    import ray
+
+    # What workers have to say comes through the run's progress file; their own output stays in Ray's logs.
+    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if starts_own_cluster(resources):
+        settings |= {"include_dashboard": with_dashboard, "num_cpus": len(os.sched_getaffinity(0))}
+    else:
+        settings |= {"address": resources.address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = resources.address or os.environ.get("RAY_ADDRESS") or "on this machine"
+        raise LaunchError(f"cannot use the Ray cluster {where}: {error}") from error

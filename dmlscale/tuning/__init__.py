@@ -1,0 +1,1 @@
+"""Sweeps: search spaces, how they are drawn from, and what came of the trials."""

@@ -1,0 +1,131 @@
+"""The sweep's own run in MLflow: what it shows, and where it leads."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlscale.config.schema import Config
+from dmlscale.launch.tracked import dataset_name, run_tags
+from dmlscale.tracking.mlflow import close_child, end_run, experiment_of, start_or_continue, update_parent
+from dmlscale.tracking.store import compare_path
+from dmlscale.tracking.tracker import Status
+from dmlscale.tuning.config import Sweep
+from dmlscale.tuning.outcomes import Outcome, best
+from dmlscale.tuning.results import Comparison
+from dmlscale.tuning.summary import as_markdown, summary_table
+
+_SHOWN = 15  # trials in the description
+_MOST_LETTERS = 8000  # of a description
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A sweep's run.
+
+    Args:
+        uri: of the store.
+        run_id: there.
+        experiment_id: there.
+    """
+
+    uri: str
+    run_id: str
+    experiment_id: str
+
+    @classmethod
+    def open(cls, sweep: Sweep, config: Config, uri: str, name: str, folder: Path, tags: Mapping[str, str]) -> Parent:
+        """The run of this sweep; found again by its folder."""
+        settings = sweep.settings.model_dump(mode="json", exclude={"name"})
+        run_id = start_or_continue(
+            uri,
+            config.tracking.experiment,
+            name,
+            key=str(folder),
+            tags={**run_tags(config, folder, command_of(sweep)), **tags, "sweep.stage": "sweep"},
+            params={
+                **{f"sweep.{key}": value for key, value in settings.items()},
+                **{f"space.{key}": value for key, value in sweep.space_values.items()},
+            },
+            description=f"Sweep on {dataset_name(config)}, by `{command_of(sweep)}`: under way.",
+        )
+        return cls(uri, run_id, experiment_of(uri, run_id))
+
+    def end(self, status: Status, reason: str = "") -> None:
+        """Sets how the sweep ended."""
+        end_run(self.uri, self.run_id, status, reason)
+
+    def close_child(self, outcome: Outcome) -> None:
+        """Ends the run of a trial whose processes are gone."""
+        if outcome.run_id:
+            status: Status = "KILLED" if outcome.status == "stopped" else "FAILED"
+            close_child(self.uri, outcome.run_id, Path(outcome.folder), status, outcome.reason)
+
+    def compare_path(self, outcomes: Sequence[Outcome]) -> str:
+        """The page that compares all trials."""
+        return compare_path(self.experiment_id, [outcome.run_id for outcome in outcomes if outcome.run_id])
+
+    def show(
+        self,
+        sweep: Sweep,
+        outcomes: Sequence[Outcome],
+        final: Sequence[Outcome],
+        comparison: Comparison | None,
+        files: Mapping[Path, str],
+    ) -> None:
+        """Puts table, links, figures and the verdict into the run."""
+        settings = sweep.settings
+        winner = best(outcomes, settings.metric, settings.mode)
+        metrics: dict[str, float] = {}
+        tags: dict[str, str] = {}
+        if winner is not None:
+            metrics[f"best/{settings.select_on}/{settings.metric}"] = winner.value(settings.metric)
+            tags = {"sweep.best_trial": winner.trial, "sweep.best_run": winner.run_id}
+        if comparison is not None:
+            split = sweep.base_config.data.eval_split
+            metrics[f"final/{split}/{settings.metric}_best"] = comparison.best.mean
+            metrics[f"final/{split}/{settings.metric}_defaults"] = comparison.defaults.mean
+        update_parent(
+            self.uri,
+            self.run_id,
+            description=self._description(sweep, outcomes, final, winner, comparison),
+            tags=tags,
+            metrics=metrics,
+            artifacts=files,
+        )
+
+    def _description(
+        self,
+        sweep: Sweep,
+        outcomes: Sequence[Outcome],
+        final: Sequence[Outcome],
+        winner: Outcome | None,
+        comparison: Comparison | None,
+    ) -> str:
+        settings, data = sweep.settings, sweep.base_config.data
+        lines = [
+            f"Sweep by `{command_of(sweep)}`: {len(outcomes)} trials, chosen by {settings.metric} on the split "
+            f"{settings.select_on!r}."
+        ]
+        if winner is not None:
+            lines.append(
+                f"Best: [{winner.trial}](#/experiments/{self.experiment_id}/runs/{winner.run_id}), "
+                f"{settings.metric} {winner.value(settings.metric):.4f}."
+            )
+        if comparison is not None:
+            lines.append(f"On {html.escape(data.eval_split)}: best {comparison.best}, defaults {comparison.defaults}.")
+            lines.append(f"**{comparison.verdict}**")
+        links = [f"[compare all trials]({self.compare_path(outcomes)})"]
+        if final:
+            links.append(f"[compare the final runs]({self.compare_path(final)})")
+        lines.append(" | ".join(links))
+        head = "\n\n".join(lines) + "\n\n"
+        trials = summary_table(outcomes, settings.metric, settings.mode)
+        return head + as_markdown(trials, limit=_SHOWN, most_letters=_MOST_LETTERS - len(head))
+
+
+def command_of(sweep: Sweep) -> str:
+    """What started it."""
+    return f"dmlscale tune {sweep.file}"

@@ -1,0 +1,90 @@
+"""Which split decides: one whose classes are neither trained on nor reported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dmlscale.config.load import set_value
+from dmlscale.config.schema import Config
+from dmlscale.data.hold_out import VALIDATION_SPLIT
+from dmlscale.data.index import Index
+from dmlscale.launch.errors import LaunchError
+from dmlscale.tuning.config import Sweep, SweepConfig
+
+SELECTED_ON_TEST = {"selected_on_test": "true"}
+"""Tag of runs whose reported split has also decided."""
+
+
+def trial_values(values: Mapping[str, Any], settings: SweepConfig) -> dict[str, Any]:
+    """Config values of a trial: those drawn, evaluated on the split that decides and on nothing else."""
+    changed = copy.deepcopy(dict(values))
+    if settings.select_on == VALIDATION_SPLIT:
+        set_value(changed, "data.validation_classes", settings.validation_classes)
+    if not settings.allow_selection_on_test:
+        # The gallery of another split has none of these classes: each sample is looked up among the others.
+        set_value(changed, "data.gallery_split", None)
+    set_value(changed, "data.eval_split", settings.select_on)
+    set_value(changed, "evaluation.raw_pixels", False)
+    set_value(changed, "evaluation.gallery_queries", 0)
+    set_value(changed, "evaluation.report", False)
+    set_value(changed, "tracking.registered_model", None)
+    return changed
+
+
+def final_values(values: Mapping[str, Any], seed: int, *, raw_pixels: bool) -> dict[str, Any]:
+    """Config values of a final run: all training classes, the test split evaluated once, after the last step."""
+    changed = copy.deepcopy(dict(values))
+    set_value(changed, "data.validation_classes", 0)
+    set_value(changed, "train.eval_every", 0)
+    set_value(changed, "run.seed", seed)
+    if not raw_pixels:
+        set_value(changed, "evaluation.raw_pixels", False)
+    return changed
+
+
+def check_selection(sweep: Sweep) -> None:
+    """Refuses to choose on what is reported, unless asked to.
+
+    Raises:
+        LaunchError: says how to choose on classes of their own.
+    """
+    settings, data = sweep.settings, sweep.base_config.data
+    if data.validation_classes:
+        raise LaunchError("base: data.validation_classes is set by the sweep: use sweep.validation_classes")
+    reported = {data.eval_split, data.gallery_split}
+    if settings.select_on in reported and not settings.allow_selection_on_test:
+        raise LaunchError(
+            f"sweep.select_on={settings.select_on!r} is what the base config reports (data.eval_split): figures of "
+            f"settings that were chosen by it are too good, as in much of the literature. Leave "
+            f"sweep.select_on={VALIDATION_SPLIT!r}, which takes classes out of {data.train_split!r}, or set "
+            "sweep.allow_selection_on_test=true, which marks the runs"
+        )
+
+
+def check_disjoint(config: Config, index: Index, reported: str, settings: SweepConfig) -> None:
+    """Whether the classes that decide are in neither of the other splits.
+
+    Args:
+        config: of a trial.
+        index: its dataset.
+        reported: the split that is reported in the end.
+        settings: of the sweep.
+
+    Raises:
+        LaunchError: they are not, and nobody has asked for that.
+    """
+    if settings.allow_selection_on_test:
+        return
+    deciding = np.unique(index.split(config.data.eval_split).labels)
+    for other in (config.data.train_split, reported):
+        shared = np.intersect1d(deciding, index.split(other).labels)
+        if len(shared):
+            raise LaunchError(
+                f"sweep.select_on={settings.select_on!r} shares {len(shared):,} classes with {other!r} (as "
+                f"{index.class_names[int(shared[0])]!r}): classes that decide must be in no other split; use "
+                f"sweep.select_on={VALIDATION_SPLIT!r}, or set sweep.allow_selection_on_test=true to do so all the same"
+            )

@@ -1,0 +1,176 @@
+"""One stage of a sweep as a Ray Tune experiment: many trainings, as many at a time as fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.stopper import CombinedStopper, Stopper, TimeoutStopper
+
+from dmlscale.config.schema import Config
+from dmlscale.launch.errors import LaunchError
+from dmlscale.tuning.config import SweepConfig
+from dmlscale.tuning.trial import END_FILE, Place, end_trial, read_json, read_outcome, train_trial
+from dmlscale.tuning.watch import Plateau, StageWatch, Told
+
+Trial = dict[str, Any]
+"""What a trial is given: its ``name``, complete config ``values``, and what was ``drawn``."""
+
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' own folders hold all of it
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a kill of the sweep may forget
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its boxes come even at verbose=0
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "3600",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is to be run.
+
+    Args:
+        place: where its trials live.
+        settings: of the sweep.
+        trials: all of them; None where the searcher draws them as it goes.
+        draw: one trial, for a searcher that draws; see `plan.OptunaDraw`.
+        config: of any of the trials; says how long they are.
+        at_once: trials at a time.
+    """
+
+    place: Place
+    settings: SweepConfig
+    trials: Sequence[Trial] | None
+    draw: Callable[[optuna.Trial], dict[str, Any]] | None
+    config: Config
+    at_once: int
+
+    @property
+    def num_trials(self) -> int:
+        """How many there will be."""
+        return self.settings.trials if self.trials is None else len(self.trials)
+
+
+def run_stage(stage: Stage, watch: StageWatch, *, scheduled: bool) -> set[str]:
+    """Runs the trials that have not ended yet. What became of them is in their folders.
+
+    Args:
+        stage: to run, or to go on with.
+        watch: is told what happens.
+        scheduled: whether trials may be stopped before their end.
+
+    Returns:
+        Names of the trials that were begun. A folder of another name is of a trial that a kill made Tune forget.
+    """
+    os.environ.update({key: value for key, value in _SETTINGS.items() if key not in os.environ})
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = Path(stage.place.folder) / "tune"
+    # Nothing of the workers' resources: drivers only wait, and would hold what their own workers wait for.
+    driver = tune.with_resources(_driver_of(stage.place), {"CPU": 0, "node:__internal_head__": 0.001})
+    if tune.Tuner.can_restore(str(storage)):
+        tuner = tune.Tuner.restore(str(storage), trainable=driver, resume_unfinished=True)
+    else:
+        plateau = _plateau(stage.settings) if scheduled else None
+        tuner = tune.Tuner(
+            driver,
+            param_space={"trial": tune.grid_search(list(stage.trials))} if stage.trials is not None else None,
+            tune_config=tune.TuneConfig(
+                num_samples=1 if stage.trials is not None else stage.num_trials,
+                max_concurrent_trials=stage.at_once,
+                search_alg=None if stage.draw is None else _searcher(stage),
+                scheduler=_asha(stage) if scheduled and stage.settings.scheduler == "asha" else None,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=storage.name,
+                storage_path=str(storage.parent),
+                verbose=0,
+                callbacks=[Told(stage.place.folder)],
+                stop=_stopper(stage.settings, plateau) if scheduled else None,
+            ),
+        )
+    with watch:
+        results = tuner.fit()
+    return {name_of(result.config or {}, Path(result.path).name) for result in results if result.config}
+
+
+def name_of(config: Mapping[str, Any], trial_id: str) -> str:
+    """The name of a trial from what Tune gave it."""
+    given = config.get("trial", config)
+    # A searcher that is set back by a kill may draw the same number again, with other values.
+    return str(given["name"]) if given.get("is_unique", True) else f"{given['name']}-{trial_id}"
+
+
+def _driver_of(place: Place) -> Callable[[dict[str, Any]], None]:
+    def driver(config: dict[str, Any]) -> None:
+        name = name_of(config, tune.get_context().get_trial_id())
+        given = config.get("trial", config)
+        folder = Path(place.folder) / name
+        if read_json(folder / END_FILE).get("status") == "finished":  # after the last thing that Tune remembers
+            outcome = read_outcome(folder)
+            tune.report({**outcome.metrics, "step": outcome.steps})
+            return
+        started = time.monotonic()
+        try:
+            train_trial(name, given["values"], given["drawn"], place)
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            end_trial(folder, "failed", reason[0], time.monotonic() - started)
+            raise
+
+    return driver
+
+
+def _searcher(stage: Stage) -> OptunaSearch:
+    settings = stage.settings
+    metrics, modes = [settings.metric], [settings.mode]
+    if settings.second_objective:
+        metrics, modes = [*metrics, "cost_s"], [*modes, "min"]
+    many = len(metrics) > 1
+    return OptunaSearch(
+        stage.draw, metric=metrics if many else metrics[0], mode=modes if many else modes[0], seed=settings.seed
+    )
+
+
+def _asha(stage: Stage) -> ASHAScheduler:
+    train, settings = stage.config.train, stage.settings
+    grace = settings.grace_steps or train.eval_every
+    if not train.eval_every or grace >= train.steps:
+        raise LaunchError(
+            f"sweep.scheduler=asha compares trials on the way: set train.eval_every below train.steps={train.steps} "
+            f"(now {train.eval_every}), grace steps too (now {grace}), or sweep.scheduler=none"
+        )
+    return ASHAScheduler(
+        time_attr="step",
+        metric=settings.metric,
+        mode=settings.mode,
+        max_t=train.steps,
+        grace_period=grace,
+        reduction_factor=settings.reduction_factor,
+        stop_last_trials=False,  # a trial that reports its last step has still to write its figures
+    )
+
+
+def _plateau(settings: SweepConfig) -> Plateau | None:
+    if settings.plateau_evaluations is None:
+        return None
+    n = settings.plateau_evaluations
+    return Plateau(settings.metric, std=settings.plateau_deviation, num_results=n, grace_period=n)
+
+
+def _stopper(settings: SweepConfig, plateau: Plateau | None) -> Stopper | None:
+    stoppers: list[Stopper] = [] if plateau is None else [plateau]
+    if settings.time_budget_minutes is not None:
+        stoppers.append(TimeoutStopper(settings.time_budget_minutes * 60))
+    return CombinedStopper(*stoppers) if stoppers else None

@@ -1,18 +1,20 @@
 # make quickstart   install, render and pack the glyphs, train on 2 Ray workers, evaluate
 # make han          fetch Debian fonts, draw 23,000 Han characters, train on 21,000 of them
+# make tune         12 trials over losses and learning rates on the glyphs, then a comparison on the test split
 # make test         install what tests need, run the fast tests
 # make check        lint, types, import contracts, spelling
 # make test-slow    the longer tests
 # make docs         renew the tables of docs/losses.md
 # make study        all losses on the glyphs, three seeds, two runs at a time: an hour and more
-# make benchmark    losses beside pytorch-metric-learning and the bare products; our reader beside webdataset; epoch plans
+# make benchmark    losses beside pytorch-metric-learning and the bare products; our reader beside webdataset; epoch plans;
+#                   exact evaluation beside a bare faiss search
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Workers and test ranks set their own number of threads; more than one per rank only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart han test test-slow check format benchmark study docs clean
+.PHONY: quickstart han tune test test-slow check format benchmark study docs clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/dmlscale train configs/quickstart.yaml
@@ -20,6 +22,9 @@ quickstart: $(VENV)/.run
 han: $(VENV)/.run
 	$(BIN)/python -m dmlscale.data.glyphs.fetch data/han-fonts
 	$(BIN)/dmlscale train configs/han/supervised_contrastive.yaml
+
+tune: $(VENV)/.run
+	$(BIN)/dmlscale tune configs/tune/glyphs.yaml
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -42,6 +47,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.reader
 	$(BIN)/python -m benchmarks.epoch_plan
+	$(BIN)/python -m benchmarks.evaluation
 
 study: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.study --jobs 2

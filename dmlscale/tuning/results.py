@@ -44,7 +44,7 @@ def compare(final: Iterable[Outcome], metric: str, mode: Mode) -> Comparison | N
     if not sides[BEST] or not sides[DEFAULTS]:
         return None
     both = [repeats(list(sides[which].values())) for which in (BEST, DEFAULTS)]
-    return Comparison(*both, verdict(sides[BEST], sides[DEFAULTS], mode))
+    return Comparison(both[0], both[1], verdict(sides[BEST], sides[DEFAULTS], mode))
 
 
 def by_seed(final: Iterable[Outcome], metric: str) -> dict[str, dict[int, float]]:

@@ -121,6 +121,8 @@ def _driver_of(place: Place) -> Callable[[dict[str, Any]], None]:
             outcome = read_outcome(folder)
             tune.report({**outcome.metrics, "step": outcome.steps})
             return
+        # A kill of the sweep may have left a failure: the workers died before their driver.
+        (folder / END_FILE).unlink(missing_ok=True)
         started = time.monotonic()
         try:
             train_trial(name, given["values"], given["drawn"], place)

@@ -23,12 +23,13 @@ from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.cluster import check_resources, ray_cluster, runs_at_once
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.export import export_of_run
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking.store import dashboard_address, dashboard_command, is_server, resolve_uri, run_url
 from dmlscale.tuning.config import Sweep, load_sweep
 from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.parent import Parent, command_of
-from dmlscale.tuning.plan import OptunaDraw, final_trials, search_trials
+from dmlscale.tuning.plan import BEST, OptunaDraw, final_trials, search_trials
 from dmlscale.tuning.results import BEST_FILE, compare, draw_figures, write_best, write_tables
 from dmlscale.tuning.selection import SELECTED_ON_TEST, check_disjoint, check_selection, trial_values
 from dmlscale.tuning.stage import Stage, name_of, run_stage
@@ -38,6 +39,7 @@ from dmlscale.tuning.watch import StageWatch
 
 SWEEP_FILE = "sweep.json"
 EXIT_RESUME_ME = 75
+FORGOTTEN = "forgotten when the sweep was killed"
 
 
 def tune(config_file: str, overrides: list[str], *, resume: bool) -> int:
@@ -114,6 +116,7 @@ class _Run:
         if final is None:
             return self._stopped()
         self._show(outcomes, final)
+        self._export(final)
         self.parent.end("FINISHED")
         return 0
 
@@ -131,8 +134,8 @@ class _Run:
         stage = Stage(place, self.sweep.settings, trials, draw, self.any_trial, self.at_once)
         begun = run_stage(stage, self._watch(stage), scheduled=scheduled)
         for outcome in read_outcomes(self.folder / name):
-            if outcome.status in ("running", "pending") and outcome.trial not in begun:
-                end_trial(Path(outcome.folder), "stopped", "forgotten when the sweep was killed", outcome.seconds)
+            if outcome.status != "finished" and outcome.trial not in begun and outcome.reason != FORGOTTEN:
+                end_trial(Path(outcome.folder), "stopped", FORGOTTEN, outcome.seconds)
                 self.parent.close_child(read_outcome(Path(outcome.folder)))
         outcomes = read_outcomes(self.folder / name)
         num_open = sum(outcome.status in ("running", "pending") for outcome in outcomes)
@@ -170,6 +173,14 @@ class _Run:
             print(f"dashboard     {dashboard_command(self.parent.uri)}\n              then open")
         print(f"sweep         {run_url(self.parent.uri, self.parent.run_id)}")
         print(f"compare       {address}/{self.parent.compare_path(outcomes)}")
+
+    def _export(self, final: list[Outcome]) -> None:
+        """The model of the best settings, of the first seed: which of the seeds is best must not be chosen by test."""
+        for outcome in final:
+            if outcome.drawn["settings"] == BEST and outcome.status == "finished":
+                folder = Path(outcome.folder)
+                export_of_run(str(folder), folder, self.base.tracking.registered_model)
+                return
 
     def _stopped(self) -> int:
         self.parent.end("KILLED", "stopped on request")

@@ -119,6 +119,6 @@ def _baseline(name: str) -> tuple[dict[str, float], float]:
     if name == RAW_PIXELS:
         index = Index.load(config.data.path)
         batches = build_eval_batches(config, index, config.data.eval_split, World())
-        return evaluate(raw_pixels(batches)), 0.0
+        return dict(evaluate(raw_pixels(batches)).metrics), 0.0
     evaluator = Evaluator(config, Index.load(config.data.path), World(), CPU)
     return evaluator.model(build_embedder(config))[0], 0.0

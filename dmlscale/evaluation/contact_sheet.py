@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-LoadImage = Callable[[int], NDArray[np.uint8] | None]
-"""Sample id -> (height, width) or (height, width, 3) uint8; None where it cannot be had."""
+from dmlscale.evaluation.figures.picture import LoadImage, draw_picture
+from dmlscale.evaluation.figures.style import DPI, FAINT, INK
 
-_INK, _FAINT = "#1b1f24", "#5b6470"
 _CELL, _GAP, _LEFT, _TOP, _EDGE = 0.96, 0.08, 2.3, 0.62, 0.16  # inches
 _WIDEST = 6  # views stand side by side, so a picture may be many times as wide as it is high
 
@@ -48,11 +47,11 @@ def contact_sheet(lines: Sequence[ClassLine], load_image: LoadImage, *, title: s
     across = _CELL * _shape(images)
     width = _LEFT + num_columns * (across + _GAP) + _EDGE
     height = _TOP + len(lines) * (_CELL + _GAP) + _EDGE
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     most = int(9 * width)  # letters that have room; the end of a path tells more than its beginning
     title = title if len(title) <= most else f"\N{HORIZONTAL ELLIPSIS}{title[-most:]}"
     figure.text(
-        _EDGE / width, 1 - 0.32 / height, title, size=12, weight="bold", color=_INK, va="center", parse_math=False
+        _EDGE / width, 1 - 0.32 / height, title, size=12, weight="bold", color=INK, va="center", parse_math=False
     )
     for number, (line, shown) in enumerate(zip(lines, images, strict=True)):
         y = height - _TOP - number * (_CELL + _GAP) - _CELL
@@ -71,18 +70,11 @@ def _shape(images: Sequence[Sequence[NDArray[np.uint8] | None]]) -> float:
 
 def _name(figure: Figure, line: ClassLine, x: float, y: float, line_height: float) -> None:
     name = "\n".join(textwrap.wrap(line.name, 28, max_lines=2, placeholder="\N{HORIZONTAL ELLIPSIS}"))
-    figure.text(x, y, name, size=9, color=_INK, va="bottom", parse_math=False)
-    figure.text(x, y - 0.2 * line_height, line.note, size=8, color=_FAINT, va="top", parse_math=False)
+    figure.text(x, y, name, size=9, color=INK, va="bottom", parse_math=False)
+    figure.text(x, y - 0.2 * line_height, line.note, size=8, color=FAINT, va="top", parse_math=False)
 
 
 def _picture(axes: Axes, image: NDArray[np.uint8] | None) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set(color=_FAINT, linewidth=0.5)
-    if image is None:
-        axes.text(0.5, 0.5, "cannot\nbe read", size=8, color=_FAINT, ha="center", va="center", transform=axes.transAxes)
-        return
-    # Small pictures are enlarged without blur: what the network sees is what the reader sees.
-    interpolation = "nearest" if max(image.shape[:2]) < 100 else "antialiased"
-    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255, interpolation=interpolation)
+        spine.set(color=FAINT, linewidth=0.5)
+    draw_picture(axes, image)

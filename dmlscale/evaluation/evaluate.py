@@ -1,40 +1,48 @@
 """Embeddings of all ranks -> retrieval and clustering metrics, the same for any number of ranks.
 
 n samples over all ranks, d dimensions. Either each sample is looked up among all others, or queries in a gallery of
-their own (the protocol of In-Shop Clothes Retrieval). Every rank passes its own share, gathers the whole and searches
-only its own queries; the sums of the metrics are then added up over ranks and divided once.
+their own (the protocol of In-Shop Clothes Retrieval). Every rank passes its own share and knows the ids and labels of
+all; embeddings stay, and visit other ranks slice by slice. Sums of the metrics by class are then added up over ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from dmlscale.evaluation.average_precision import average_precisions, choose_queries
+from dmlscale.evaluation.bootstrap import intervals
+from dmlscale.evaluation.clustering import cluster_metrics
 from dmlscale.evaluation.embed import Embedded
-from dmlscale.evaluation.metrics import (
-    NO_NEIGHBOR,
-    Sums,
-    add_sums,
-    count_relevant,
-    means,
-    nmi,
-    retrieval_sums,
-)
-from dmlscale.evaluation.neighbors import Gallery, Metric, kmeans, normalize, queries_per_chunk
+from dmlscale.evaluation.metrics import IntArray, PerClass, count_relevant
+from dmlscale.evaluation.neighbors import Metric
+from dmlscale.evaluation.ranks import AllSum, Gather, alone
+from dmlscale.evaluation.retrieval import confusions, retrieve, sums_by_class
+from dmlscale.evaluation.shares import Share, check_shares, share_of
 
-Gather = Callable[[Tensor], Tensor]
-"""(n_r, ...) uneven over ranks -> (sum of n_r, ...) in rank order, identical on every rank."""
-AllSum = Callable[[Tensor], Tensor]
-"""A tensor of one shape -> its sum over ranks, identical on every rank."""
+GROUPS = ("retrieval", "map", "clustering")
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """Gather and sum of one process."""
-    return tensor
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a model on a split, the same on every rank.
+
+    Args:
+        metrics: name -> value.
+        intervals: name of a retrieval metric -> lower and upper end of its 95 % confidence interval (bootstrap.py).
+        per_class: sums of the retrieval metrics by class.
+        confusions: (m, 2) class of a query and class of its nearest neighbour, for the queries where that is wrong; at
+            most a million, and then chosen at random.
+    """
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    per_class: PerClass
+    confusions: IntArray
 
 
 def evaluate(
@@ -46,10 +54,14 @@ def evaluate(
     rank: int = 0,
     ks: Sequence[int] = (1, 2, 4, 8),
     metric: Metric = "cosine",
-    with_nmi: bool = True,
+    groups: Collection[str] = ("retrieval", "clustering"),
+    most_map_queries: int = 2000,
     seed: int = 0,
-) -> dict[str, float]:
+) -> Evaluation:
     """Retrieval of every sample among all others or in a gallery, and how well k-means finds the classes again.
+
+    Exact, also among equally near neighbours: of these the one with the lower id comes first. With one process, memory
+    is the embeddings, once more the embeddings (of unit length), and less than 1 GB.
 
     Args:
         local: this rank's share of the queries; shares may be uneven or empty, and a sample that several ranks (or
@@ -59,51 +71,59 @@ def evaluate(
             others.
         gather: concatenates over ranks.
         all_sum: adds up over ranks.
-        rank: this rank; rank 0 computes what is needed once (the clustering).
+        rank: this rank.
         ks: for which k to give Recall@k.
         metric: which neighbours are near.
-        with_nmi: False leaves out k-means, which costs about as much as the search.
-        seed: of k-means.
+        groups: what to compute. "retrieval", which is always computed, "map" (average precision over the whole ranking)
+            and "clustering" (k-means), which costs about as much as the search.
+        most_map_queries: "map" is of so many queries that have something to find, chosen by a hash of their ids; of all
+            where there are fewer.
+        seed: of k-means, of the bootstrap and of the choice of queries.
 
     Returns:
-        `recall_at_<k>` for each k, `precision_at_1`, `r_precision`, `map_at_r`, `nmi` (all in [0, 1]),
-        `num_queries` (with a sample of their class to find), `num_lone_queries` (without: left out of the
-        means), `num_classes` and, with a gallery, `num_gallery` samples in it. What is clustered for `nmi`, and what
-        `num_classes` counts the classes of, are the queries and the gallery together. Identical on every rank.
+        Metrics: `recall_at_<k>` for each k, `precision_at_1`, `r_precision`, `map_at_r`; of "map"
+        `mean_average_precision` and `num_map_queries`; of "clustering" `nmi`, `ami` and `f1` (clustering.py);
+        `num_queries` (with a sample of their class to find), `num_lone_queries` (without: left out of the means),
+        `num_classes` and, with a gallery, `num_gallery` samples in it. What is clustered, and what `num_classes` counts
+        the classes of, are the queries and the gallery together.
 
     Raises:
-        ValueError: on every rank alike: no samples, NaN in embeddings, or no query that can be answered.
+        ValueError: on every rank alike: no samples, NaN in embeddings, no query that can be answered, or an unknown
+            group.
 
-    Communication: gather of ids, labels, owners (n int64 each) and embeddings (n * d float32), n counting queries and
-        gallery; all_sum of 2 * (number of metrics) + 1 float64.
+    Communication: gather of ids and labels (n int64 each) and of the gallery's slices (sharded_search.py), n counting
+        queries and gallery; all_sum of 2 * (number of metrics) * (number of classes) float64.
     """
-    queries, owners = gather_embedded(local, gather, rank=rank)
-    searched = None if gallery is None else gather_embedded(gallery, gather, rank=rank)[0]
-    _check(queries, searched)  # here and not in the search: every rank must raise, or the others hang
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"unknown groups of metrics {unknown}: there are {', '.join(GROUPS)}")
+    queries = share_of(local, gather, rank=rank)
+    searched = None if gallery is None else share_of(gallery, gather, rank=rank)
+    check_shares(queries, searched, gather, all_sum)
     num_relevant = count_relevant(queries.labels, None if searched is None else searched.labels)
     _check_answerable(num_relevant, searched)
-    sums = _search(queries, searched, np.flatnonzero(owners.numpy() == rank), num_relevant, ks, metric)
-    embeddings, labels = _together(queries, searched)
-    num_classes = len(np.unique(labels))
-    clustering = 0.0
-    if with_nmi and rank == 0:
-        clustering = nmi(kmeans(_directions(embeddings, metric), num_classes, seed=seed), labels)
 
-    flat = [*(value for pair in sums.values() for value in pair), clustering]
-    *totals, clustering = all_sum(torch.tensor(flat, dtype=torch.float64)).tolist()
-    pairs = zip(totals[0::2], totals[1::2], strict=True)
-    global_sums = {name: (total, round(count)) for name, (total, count) in zip(sums, pairs, strict=True)}
-    result = means(global_sums)
-    if with_nmi:
-        result["nmi"] = clustering
-    num_queries = global_sums["precision_at_1"][1]
-    counts = {"queries": num_queries, "lone_queries": len(queries.labels) - num_queries, "classes": num_classes}
-    if searched is not None:
-        counts["gallery"] = len(searched.labels)
-    return result | {f"num_{name}": float(count) for name, count in counts.items()}
+    retrieved = retrieve(queries, searched, num_relevant, ks, metric=metric, gather=gather)
+    scores = dict(retrieved.scores)
+    if "map" in groups:
+        chosen = choose_queries(queries.ids, num_relevant, most_map_queries, seed=seed)
+        found, rows = average_precisions(queries, searched, chosen, num_relevant, metric=metric, gather=gather)
+        scores["mean_average_precision"] = _at_rows(found, rows, queries)
+    classes = np.unique(queries.labels)
+    per_class = PerClass(classes, *sums_by_class(scores, queries.own_labels, classes, all_sum=all_sum))
+    metrics = per_class.means()
+    if "clustering" in groups:
+        together = _together(local, queries, searched)
+        metrics |= cluster_metrics(together, gather=gather, all_sum=all_sum, rank=rank, metric=metric, seed=seed)
+    return Evaluation(
+        metrics | _counts(queries, searched, per_class),
+        intervals(per_class, seed=seed),
+        per_class,
+        confusions(queries, retrieved, gather=gather, all_sum=all_sum),
+    )
 
 
-def gather_embedded(local: Embedded, gather: Gather = alone, *, rank: int = 0) -> tuple[Embedded, Tensor]:
+def gather_embedded(local: Embedded, gather: Gather = alone, *, rank: int = 0) -> tuple[Embedded, torch.Tensor]:
     """All samples of all ranks in the order of their ids, each id once: the same for any number of ranks.
 
     Returns:
@@ -121,20 +141,7 @@ def gather_embedded(local: Embedded, gather: Gather = alone, *, rank: int = 0) -
     return Embedded(embeddings[rows], labels[rows], ids[rows]), owners[rows]
 
 
-def _check(queries: Embedded, searched: Embedded | None) -> None:
-    if not len(queries.labels):
-        raise ValueError("there are no samples to evaluate")
-    if searched is not None and not len(searched.labels):
-        raise ValueError("there are no samples in the gallery")
-    for samples in (queries, searched):
-        if samples is not None and not bool(torch.isfinite(samples.embeddings).all()):
-            raise ValueError("embeddings hold NaN or infinity: the training has diverged; try a lower learning rate")
-    if searched is not None and queries.embeddings.shape[1] != searched.embeddings.shape[1]:
-        dims = queries.embeddings.shape[1], searched.embeddings.shape[1]
-        raise ValueError(f"queries have {dims[0]} dimensions and the gallery has {dims[1]}: embed both with one model")
-
-
-def _check_answerable(num_relevant: NDArray[np.int64], searched: Embedded | None) -> None:
+def _check_answerable(num_relevant: IntArray, searched: Share | None) -> None:
     if num_relevant.any():
         return
     if searched is None:
@@ -142,40 +149,34 @@ def _check_answerable(num_relevant: NDArray[np.int64], searched: Embedded | None
     raise ValueError("no query has a sample of its class in the gallery: there is nothing to retrieve")
 
 
-def _search(
-    queries: Embedded,
-    searched: Embedded | None,
-    own: NDArray[np.int64],
-    num_relevant: NDArray[np.int64],
-    ks: Sequence[int],
-    metric: Metric,
-) -> Sums:
-    """Sums over the queries in the rows ``own``; without a gallery each is looked up among all others."""
-    embeddings, labels = queries.embeddings.numpy(), queries.labels.numpy()
-    there = queries if searched is None else searched
-    gallery, gallery_labels = Gallery(there.embeddings.numpy(), metric), there.labels.numpy()
-    k = max([*ks, int(num_relevant.max(initial=1))])
-    sums = retrieval_sums(np.empty((0, k), np.int64), np.empty(0, np.int64), np.empty(0, np.int64), ks)
-    # A class of many samples needs many neighbours per query: search, score and forget, chunk by chunk.
-    chunk = queries_per_chunk(k)
-    for start in range(0, len(own), chunk):
-        rows = own[start : start + chunk]
-        _, neighbors = gallery.nearest(embeddings[rows], k, exclude=rows if searched is None else None)
-        neighbor_labels = np.where(neighbors >= 0, gallery_labels[neighbors], NO_NEIGHBOR)
-        sums = add_sums(sums, retrieval_sums(neighbor_labels, labels[rows], num_relevant[rows], ks))
-    return sums
+def _at_rows(values: NDArray[np.float64], rows: IntArray, queries: Share) -> NDArray[np.float64]:
+    """(m,) for all of this rank's queries: the values at the given rows, NaN elsewhere."""
+    everywhere = np.full(len(queries.rows), np.nan)
+    everywhere[np.isin(queries.rows, rows)] = values
+    return everywhere
 
 
-def _together(queries: Embedded, searched: Embedded | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings and labels of all samples, the queries first."""
+def _counts(queries: Share, searched: Share | None, per_class: PerClass) -> dict[str, float]:
+    num_queries = int(per_class.num_queries.sum())
+    labels = [queries.labels] if searched is None else [queries.labels, searched.labels]
+    counts = {
+        "num_queries": num_queries,
+        "num_lone_queries": len(queries.ids) - num_queries,
+        "num_classes": len(np.unique(np.concatenate(labels))),
+    }
+    if "mean_average_precision" in per_class.counts:
+        counts["num_map_queries"] = int(per_class.counts["mean_average_precision"].sum())
+    if searched is not None:
+        counts["num_gallery"] = len(searched.ids)
+    return {name: float(count) for name, count in counts.items()}
+
+
+def _together(local: Embedded, queries: Share, searched: Share | None) -> Embedded:
+    """This rank's queries and gallery items, with ids that tell them apart."""
     if searched is None:
-        return queries.embeddings.numpy(), queries.labels.numpy()
-    embeddings, labels = (torch.cat(pair).numpy() for pair in zip(queries[:2], searched[:2], strict=True))
-    return embeddings, labels
-
-
-def _directions(embeddings: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
-    """What k-means sees: under the cosine, lengths do not matter."""
-    if metric == "euclidean":
-        return embeddings
-    return normalize(embeddings)
+        return local
+    sides = [(queries, 0), (searched, len(queries.ids))]
+    rows = [np.column_stack([side.own_labels, side.rows + offset]) for side, offset in sides]
+    labels, ids = torch.from_numpy(np.concatenate(rows)).unbind(1)
+    parts = [torch.from_numpy(side.embeddings) for side, _ in sides if len(side.rows)]  # an empty one has no d
+    return Embedded(torch.cat(parts) if parts else local.embeddings, labels, ids)

@@ -1,15 +1,19 @@
-"""Which queries to show, with their nearest neighbours. What they look like: figures.py."""
+"""Which queries to show, with their nearest neighbours. What they look like: figures/retrieval_gallery.py."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.metrics import NO_NEIGHBOR, count_relevant, query_scores
-from dmlscale.evaluation.neighbors import Metric, nearest
+from dmlscale.evaluation.neighbors import FloatArray, IntArray, Metric, queries_per_chunk
+from dmlscale.evaluation.ranks import Gather, alone
+from dmlscale.evaluation.sharded_search import nearest_over_ranks
+from dmlscale.evaluation.shares import Share, share_of
 
 Kind = Literal["worst", "random", "best"]
 
@@ -75,7 +79,7 @@ def pick_queries(
 
 
 def gallery_rows(
-    queries: Embedded,
+    local: Embedded,
     gallery: Embedded | None = None,
     *,
     num_queries: int = 9,
@@ -83,48 +87,89 @@ def gallery_rows(
     max_candidates: int = 2000,
     metric: Metric = "cosine",
     seed: int = 0,
+    gather: Gather = alone,
+    rank: int = 0,
 ) -> list[RetrievalRow]:
-    """Some queries with their nearest neighbours in a gallery, or among all other queries.
+    """Some queries with their nearest neighbours in a gallery, or among all other queries; the same on every rank.
 
     Args:
-        queries: as from `gather_embedded`.
-        gallery: what they are looked up in; None where that is the queries themselves, each among all others.
+        local: this rank's share of the queries, as for `evaluate`.
+        gallery: of what they are looked up in; None where that is the queries themselves, each among all others.
         num_queries: see `pick_queries`; scored by MAP@R.
         num_neighbors: per query; fewer where there are fewer samples.
         max_candidates: worst and best are looked for among so many random queries, so that a picture does not
-            cost a second evaluation.
+            cost a second evaluation; among fewer where classes of thousands of samples make each of them dear.
         metric: which neighbours are near.
         seed: of the candidates and the choice.
+        gather: concatenates over ranks.
+        rank: this rank.
+
+    Communication: as `share_of` and `nearest_over_ranks`; gather of some 20 numbers for each candidate.
     """
-    embeddings, labels, ids = (tensor.numpy() for tensor in queries)
-    searched, searched_labels, searched_ids = (tensor.numpy() for tensor in (queries if gallery is None else gallery))
-    num_relevant = count_relevant(labels, None if gallery is None else searched_labels)
+    queries = share_of(local, gather, rank=rank)
+    searched = queries if gallery is None else share_of(gallery, gather, rank=rank)
+    num_relevant = count_relevant(queries.labels, None if gallery is None else searched.labels)
     answerable = np.flatnonzero(num_relevant > 0)
-    rng = np.random.default_rng(seed)
-    candidates = rng.choice(answerable, min(max_candidates, len(answerable)), replace=False)
+    k = max(num_neighbors, int(num_relevant.max(initial=0)))
+    num_candidates = min(max_candidates, len(answerable), max(num_queries, queries_per_chunk(k)))
+    candidates = np.random.default_rng(seed).choice(answerable, num_candidates, replace=False)
     if not len(candidates):
         return []
-    k = max(num_neighbors, int(num_relevant[candidates].max()))
-    exclude = candidates if gallery is None else None
-    closeness, neighbors = nearest(embeddings[candidates], searched, k, exclude=exclude, metric=metric)
-    neighbor_labels = np.where(neighbors >= 0, searched_labels[neighbors], NO_NEIGHBOR)
-    scores = query_scores(neighbor_labels, labels[candidates], num_relevant[candidates], ks=())["map_at_r"]
+    positions, scores, closeness, neighbors = _look_up(
+        queries, searched, candidates, num_relevant, k, is_among=gallery is None, metric=metric, gather=gather
+    )
+    shown = slice(num_neighbors)
+    columns = (positions, scores, closeness[:, shown], neighbors[:, shown])
+    positions, scores, closeness, neighbors = (gather(torch.from_numpy(column)).numpy() for column in columns)
+    order = np.argsort(positions)
+    scores, closeness, neighbors = scores[order], closeness[order], neighbors[order]
 
     def row_of(query: PickedQuery) -> RetrievalRow:
-        found = zip(neighbors[query.row, :num_neighbors], closeness[query.row], strict=False)
+        found = zip(neighbors[query.row], closeness[query.row], strict=True)
         return RetrievalRow(
-            id=int(ids[candidates[query.row]]),
-            label=int(labels[candidates[query.row]]),
+            id=int(queries.ids[candidates[query.row]]),
+            label=int(queries.labels[candidates[query.row]]),
             kind=query.kind,
             score=query.score,
             neighbors=tuple(
-                Neighbor(int(searched_ids[row]), int(searched_labels[row]), float(value))
+                Neighbor(int(searched.ids[row]), int(searched.labels[row]), float(value))
                 for row, value in found
                 if row >= 0
             ),
         )
 
-    return [row_of(query) for query in pick_queries(scores, num_queries, seed=seed, labels=labels[candidates])]
+    labels = queries.labels[candidates]
+    return [row_of(query) for query in pick_queries(scores, num_queries, seed=seed, labels=labels)]
+
+
+def _look_up(
+    queries: Share,
+    searched: Share,
+    candidates: IntArray,
+    num_relevant: IntArray,
+    k: int,
+    *,
+    is_among: bool,
+    metric: Metric,
+    gather: Gather,
+) -> tuple[IntArray, NDArray[np.float64], FloatArray, IntArray]:
+    """Of this rank's candidates: places among all of them, MAP@R, and closeness and rows of the k nearest."""
+    order = np.argsort(candidates)
+    place = np.minimum(np.searchsorted(candidates, queries.rows, sorter=order), len(order) - 1)
+    own = np.flatnonzero(candidates[order[place]] == queries.rows)
+    rows = queries.rows[own]
+    closeness, neighbors = nearest_over_ranks(
+        queries.embeddings[own],
+        searched.embeddings,
+        searched.rows,
+        k,
+        exclude=rows if is_among else None,
+        metric=metric,
+        gather=gather,
+    )
+    labels = np.where(neighbors >= 0, searched.labels[neighbors], NO_NEIGHBOR)
+    scores = query_scores(labels, queries.labels[rows], num_relevant[rows], ks=())["map_at_r"]
+    return order[place[own]], scores, closeness, neighbors
 
 
 def _first_of_new_classes(

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from dmlscale.data.planning.mined_plan import NeighborTable
-from dmlscale.evaluation.evaluate import AllSum, Gather, alone
 from dmlscale.evaluation.neighbors import FloatArray, Gallery, IntArray, Metric
+from dmlscale.evaluation.ranks import AllSum, Gather, alone
 
 LARGE_CLASS = 256
 """Samples from which on a class is searched for in the others' samples alone.

@@ -9,6 +9,7 @@ Means are kept as (sum, count) pairs until the end, so that ranks can add theirs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,19 +78,6 @@ def retrieval_sums(
     return {name: (float(np.nansum(values)), count) for name, values in scores.items()}
 
 
-def add_sums(first: Mapping[str, tuple[float, int]], second: Mapping[str, tuple[float, int]]) -> Sums:
-    """The sums over two disjoint sets of queries together."""
-    names = [*first, *(name for name in second if name not in first)]
-    zero = (0.0, 0)
-    return {
-        name: (
-            first.get(name, zero)[0] + second.get(name, zero)[0],
-            first.get(name, zero)[1] + second.get(name, zero)[1],
-        )
-        for name in names
-    }
-
-
 def means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     """Sum / count of each metric.
 
@@ -130,6 +118,35 @@ def map_at_r(neighbor_labels: Ints, query_labels: Ints, num_relevant: Ints) -> f
     Source: Musgrave et al. 2020, arXiv:2003.08505, section 3.2. Differs from it in: nothing.
     """
     return means(retrieval_sums(neighbor_labels, query_labels, num_relevant, ks=()))["map_at_r"]
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Sums of metrics over the queries of each class: what means and their confidence intervals come from.
+
+    Args:
+        labels: (C,) classes of the queries, ascending.
+        sums: metric -> (C,) float64, its sum over the class's queries.
+        counts: metric -> (C,) int64, how many queries are in the sum.
+    """
+
+    labels: IntArray
+    sums: Mapping[str, NDArray[np.float64]]
+    counts: Mapping[str, IntArray]
+
+    @property
+    def num_queries(self) -> IntArray:
+        """(C,) queries that have something to find."""
+        return self.counts["precision_at_1"]
+
+    def mean(self, name: str) -> NDArray[np.float64]:
+        """(C,) mean of a metric in each class, NaN where no query of it is in the sum."""
+        counts = self.counts[name]
+        return np.where(counts > 0, self.sums[name] / np.maximum(counts, 1), np.nan)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over all queries."""
+        return {name: float(sums.sum() / self.counts[name].sum()) for name, sums in self.sums.items()}
 
 
 def count_relevant(labels: Ints, gallery_labels: Ints | None = None) -> IntArray:

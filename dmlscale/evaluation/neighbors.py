@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["cosine", "euclidean"]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
+from dmlscale.evaluation.closeness import FloatArray, IntArray, Metric, closeness_of_pairs, closest_of_all
 
 RESULTS_PER_CHUNK = 8_000_000
 """Neighbours kept at once (12 bytes each, a few temporaries beside them: about 400 MB)."""
 QUERIES_PER_CHUNK = 65_536
+_ROWS_AT_ONCE = 65_536  # that are normalized or checked
 _MAX_K_ON_GPU = 2048  # a limit of faiss's GPU kernels
+_ROUNDING = 2.0**-23
+"""Times the root of the number of dimensions and the product of both lengths: a dozen times the rounding errors that
+products in float32 have.
+"""
 
 
 class FaissMissingError(ImportError):
@@ -57,7 +60,12 @@ def nearest(
     exclude: NDArray[Any] | None = None,
     metric: Metric = "cosine",
 ) -> tuple[FloatArray, IntArray]:
-    """The k nearest gallery items of each query, nearest first, by exhaustive search.
+    """The k nearest gallery items of each query by exhaustive search, nearest first.
+
+    Of equally near ones the one with the lower row comes first. Near means: by `closeness_of_pairs`, which is float64
+    rounded to float32, so the result does not depend on how faiss rounds, or on how many queries are searched together.
+    Copies of a vector are always equally near. Vectors that should be equally near but do not have the same bits may
+    not be: what they lost by rounding before the search decides.
 
     Args:
         queries: (q, d) finite.
@@ -83,40 +91,80 @@ class Gallery:
     Args:
         rows: (n, d) finite.
         metric: as for `nearest`.
+        numbers: (n,) distinct, not negative: what the items are called in `exclude` and in results, and what decides
+            between equally near ones. Their positions if not given.
 
     Raises:
         ValueError: NaN or infinite values, or no items.
         FaissMissingError: neither faiss wheel is installed.
     """
 
-    def __init__(self, rows: NDArray[Any], metric: Metric) -> None:
+    def __init__(self, rows: NDArray[Any], metric: Metric, *, numbers: IntArray | None = None) -> None:
         self._faiss = require_faiss()
         if rows.ndim != 2 or not len(rows):
             raise ValueError(f"gallery {rows.shape} must be (n, d), n at least 1")
         _require_finite(rows, "gallery")
-        self.rows, self.metric = _prepare(rows, metric), metric
+        self.rows, self.metric = prepare(rows, metric), metric
+        self._numbers = np.arange(len(rows)) if numbers is None else numbers
 
     def nearest(
         self, queries: NDArray[Any], k: int, *, exclude: NDArray[Any] | None = None
     ) -> tuple[FloatArray, IntArray]:
         """What the function `nearest` returns."""
         _check(queries, self.rows, k, exclude)
-        queries = _prepare(queries, self.metric)
         skip = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
         chunk = queries_per_chunk(k)
         values = np.empty((len(queries), k), np.float32)
-        rows = np.empty((len(queries), k), np.int64)
-        search = _gpu_search(self._faiss, k + 1) or self._faiss.knn
-        is_cosine = self.metric == "cosine"
-        faiss_metric = self._faiss.METRIC_INNER_PRODUCT if is_cosine else self._faiss.METRIC_L2
+        numbers = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), chunk):
             part = slice(start, start + chunk)
-            found_values, found_rows = search(queries[part], self.rows, k + 1, metric=faiss_metric)
-            values[part], rows[part] = _drop(found_values, found_rows.astype(np.int64, copy=False), skip[part])
-        if not is_cosine:
-            values = np.sqrt(np.maximum(values, 0))  # faiss gives squares; rounding may leave them just below 0
-        values[rows < 0] = -np.inf if is_cosine else np.inf
-        return values, rows
+            prepared = prepare(queries[part], self.metric)
+            values[part], numbers[part] = self._nearest(prepared, k, skip[part], exclude is not None)
+        return values if self.metric == "cosine" else np.abs(values), numbers
+
+    def _nearest(self, queries: FloatArray, k: int, skip: IntArray, skips: bool) -> tuple[FloatArray, IntArray]:
+        """(q, k) closeness and (q, k) numbers."""
+        # One more than asked for tells whether another item is as near as the last one.
+        wanted = k + 1 + skips
+        search = _gpu_search(self._faiss, wanted) or self._faiss.knn
+        faiss_metric = self._faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else self._faiss.METRIC_L2
+        rough, found = search(queries, self.rows, wanted, metric=faiss_metric)
+        found = found.astype(np.int64, copy=False)
+        if skips:
+            is_skipped = (self._numbers[found] == skip[:, None]) & (found >= 0)
+            rough, found = _drop(rough, found, is_skipped)
+        closeness, found = self._in_order(queries, found)
+        unsure = np.flatnonzero(self._is_unsure(queries, closeness[:, k - 1], rough[:, k]) & (found[:, k] >= 0))
+        closeness, found = closeness[:, :k], found[:, :k]
+        if len(unsure):
+            again = closest_of_all(
+                queries[unsure], self.rows, k, exclude=skip[unsure], numbers=self._numbers, metric=self.metric
+            )
+            closeness[unsure], found[unsure] = self._in_order(queries[unsure], again)
+        return closeness, np.where(found >= 0, self._numbers[found], -1)
+
+    def _in_order(self, queries: FloatArray, found: IntArray) -> tuple[FloatArray, IntArray]:
+        closeness = closeness_of_pairs(queries, self.rows, found, self.metric)
+        order = np.lexsort((self._numbers[found], -closeness), axis=1)
+        return np.take_along_axis(closeness, order, 1), np.take_along_axis(found, order, 1)
+
+    def _is_unsure(self, queries: FloatArray, last: FloatArray, next_rough: FloatArray) -> NDArray[np.bool_]:
+        """Whether an item that faiss left out may be as near as the last one that is kept.
+
+        Args:
+            queries: (q, d).
+            last: (q,) closeness of the last one that is kept.
+            next_rough: (q,) faiss's value (similarity or squared distance) of the best that is not; what faiss left out
+                is no better by that value.
+        """
+        rounding = _ROUNDING * np.sqrt(queries.shape[1])
+        if self.metric == "cosine":
+            return np.asarray(last <= next_rough + rounding)
+        # faiss goes through the squared lengths of both vectors, so these decide how much is lost by rounding.
+        length = np.linalg.norm(queries, axis=1).astype(np.float64)
+        distance = np.sqrt(np.maximum(next_rough, 0, dtype=np.float64))
+        lost = rounding * (length**2 + (length + distance) ** 2)
+        return np.asarray(last.astype(np.float64) ** 2 >= next_rough - lost)
 
 
 def kmeans(embeddings: NDArray[Any], num_clusters: int, *, seed: int = 0, iterations: int = 20) -> IntArray:
@@ -154,8 +202,16 @@ def kmeans(embeddings: NDArray[Any], num_clusters: int, *, seed: int = 0, iterat
 def normalize(rows: NDArray[Any]) -> FloatArray:
     """Rows of unit length; a zero vector has no direction and stays zero, with similarity 0 to everything."""
     rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.empty((len(rows), 1), np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):  # the squares would be another copy of all rows
+        part = slice(start, start + _ROWS_AT_ONCE)
+        lengths[part] = np.linalg.norm(rows[part], axis=1, keepdims=True)
     return np.ascontiguousarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
+
+
+def prepare(rows: NDArray[Any], metric: Metric) -> FloatArray:
+    """Rows as they are compared: under the cosine, lengths do not matter, so all have unit length."""
+    return normalize(rows) if metric == "cosine" else np.ascontiguousarray(rows, np.float32)
 
 
 def _has_gpu(faiss: ModuleType) -> bool:
@@ -170,16 +226,12 @@ def _gpu_search(faiss: ModuleType, k: int) -> Any:
     return lambda queries, gallery, k, metric: faiss.knn_gpu(resources, queries, gallery, k, metric=metric)
 
 
-def _drop(values: FloatArray, rows: IntArray, skip: IntArray) -> tuple[FloatArray, IntArray]:
-    """(q, k+1) -> (q, k): without the row to skip, or without the last one where it was not found."""
-    keep = (rows != skip[:, None]) | (skip < 0)[:, None]
+def _drop(values: FloatArray, rows: IntArray, is_dropped: NDArray[np.bool_]) -> tuple[FloatArray, IntArray]:
+    """(q, k) -> (q, k - 1): without the one to drop, or without the last one where there is none to drop."""
+    keep = ~is_dropped
     keep[keep.all(axis=1), -1] = False
     shape = (len(rows), rows.shape[1] - 1)
     return values[keep].reshape(shape), rows[keep].reshape(shape)
-
-
-def _prepare(rows: NDArray[Any], metric: Metric) -> FloatArray:
-    return normalize(rows) if metric == "cosine" else np.ascontiguousarray(rows, np.float32)
 
 
 def _check(queries: NDArray[Any], gallery: NDArray[Any], k: int, exclude: NDArray[Any] | None) -> None:
@@ -192,10 +244,21 @@ def _check(queries: NDArray[Any], gallery: NDArray[Any], k: int, exclude: NDArra
     _require_finite(queries, "queries")
 
 
+def first_not_finite(rows: NDArray[Any]) -> tuple[int, int]:
+    """How many of (n, d) rows hold NaN or infinity, and the first one of them, -1 where there is none."""
+    count, first = 0, -1
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        broken = np.flatnonzero(~np.isfinite(rows[start : start + _ROWS_AT_ONCE]).all(axis=1))
+        if len(broken) and not count:
+            first = start + int(broken[0])
+        count += len(broken)
+    return count, first
+
+
 def _require_finite(rows: NDArray[Any], name: str) -> None:
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(broken):
+    count, first = first_not_finite(rows)
+    if count:
         raise ValueError(
-            f"{len(broken)} of {len(rows)} {name} hold NaN or infinity (first: row {broken[0]}): "
+            f"{count} of {len(rows)} {name} hold NaN or infinity (first: row {first}): "
             "the training has probably diverged; try a lower learning rate"
         )

@@ -66,3 +66,36 @@ def brute_force(
 def _directions(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
     rows = embeddings.astype(np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def sorted_neighbors(
+    queries: NDArray[np.floating],
+    gallery: NDArray[np.floating],
+    k: int,
+    metric: str,
+    exclude: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All pairs sorted by closeness, equally close ones by row: (q, k) values and rows, -1 where there are too few."""
+    far = -np.inf if metric == "cosine" else np.inf
+    values, rows = np.full((len(queries), k), far), np.full((len(queries), k), -1)
+    unit = (_directions_32(queries), _directions_32(gallery)) if metric == "cosine" else (queries, gallery)
+    for number, query in enumerate(unit[0].astype(np.float64)):
+        if metric == "cosine":
+            closeness = np.array([float(query @ item) for item in unit[1].astype(np.float64)])
+        else:
+            closeness = -np.sqrt(((unit[1].astype(np.float64) - query) ** 2).sum(axis=1))
+        candidates = np.arange(len(gallery))
+        if exclude is not None:
+            candidates = candidates[candidates != exclude[number]]
+        single = closeness[candidates].astype(np.float32)
+        order = candidates[np.lexsort((candidates, -single))][:k]
+        rows[number, : len(order)] = order
+        values[number, : len(order)] = closeness[order] if metric == "cosine" else -closeness[order]
+    return values, rows
+
+
+def _directions_32(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Of unit length as far as float32 goes, so that copies of a vector stay copies."""
+    rows = rows.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)

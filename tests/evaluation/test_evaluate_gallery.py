@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import normalized_mutual_info_score
 
 from dmlscale.distributed.world import World
-from dmlscale.evaluation import evaluate as evaluate_module
+from dmlscale.evaluation import retrieval
+from dmlscale.evaluation.clustering import cluster_metrics
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.evaluate import evaluate
-from dmlscale.evaluation.neighbors import kmeans, normalize
 from dmlscale.launch.ranks import OverRanks
 from tests.distributed.pool import GlooPool
 from tests.evaluation.oracles import brute_force, query_and_gallery, split
@@ -27,7 +26,9 @@ def evaluate_on_rank(
     """For the gloo pool: figures, or what the error says."""
     ranks = OverRanks(world, torch.device("cpu"))
     try:
-        return evaluate(*shares[world.rank], gather=ranks.gather, all_sum=ranks.all_sum, rank=world.rank, ks=ks)
+        queries, gallery = shares[world.rank]
+        found = evaluate(queries, gallery, gather=ranks.gather, all_sum=ranks.all_sum, rank=world.rank, ks=ks)
+        return dict(found.metrics)
     except ValueError as error:
         return str(error)
 
@@ -47,7 +48,7 @@ def cut(samples: Embedded, shares: list[float]) -> list[Embedded]:
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_brute_force_and_counts(seed: int) -> None:
     queries, gallery = query_and_gallery(seed)
-    result = evaluate(queries, gallery, ks=(1, 3))
+    result = evaluate(queries, gallery, ks=(1, 3)).metrics
     expected = oracle(queries, gallery, (1, 3))
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     lone = int(np.isin(queries.labels, gallery.labels, invert=True).sum())
@@ -56,7 +57,7 @@ def test_equals_brute_force_and_counts(seed: int) -> None:
     assert result["num_gallery"] == len(gallery.labels)
     assert result["num_classes"] == len(set(queries.labels.tolist()) | set(gallery.labels.tolist()))
     counts = {"num_queries", "num_lone_queries", "num_gallery", "num_classes"}
-    assert set(result) == {*expected, "nmi", *counts}
+    assert set(result) == {*expected, "nmi", "ami", "f1", *counts}
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,7 +82,7 @@ def test_any_sizes_equal_brute_force(num_queries: int, num_gallery: int, num_cla
         with pytest.raises(ValueError, match="no query has a sample of its class in the gallery"):
             evaluate(queries, gallery)
         return
-    result = evaluate(queries, gallery, ks=(1, 5), with_nmi=False)
+    result = evaluate(queries, gallery, ks=(1, 5), groups=("retrieval",)).metrics
     expected = oracle(queries, gallery, (1, 5))
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
@@ -103,7 +104,9 @@ def test_the_same_at_any_number_of_ranks(
     queries, gallery = query_and_gallery()
     shares = list(zip(cut(queries, query_shares), cut(gallery, gallery_shares), strict=True))
     results = gloo_pool.run(len(shares), evaluate_on_rank, shares)
-    expected = oracle(queries, gallery, (1, 2, 4, 8)) | {"nmi": evaluate(queries, gallery)["nmi"]}
+    expected = oracle(queries, gallery, (1, 2, 4, 8)) | {
+        name: evaluate(queries, gallery).metrics[name] for name in ("nmi", "ami", "f1")
+    }
     assert all(result == results[0] for result in results)
     assert {name: results[0][name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
@@ -117,32 +120,35 @@ def test_the_order_of_samples_does_not_matter_even_with_ties() -> None:
     shuffled = (
         Embedded(*(values[order] for values in side)) for side, order in zip((queries, gallery), orders, strict=True)
     )
-    assert evaluate(*shuffled) == pytest.approx(evaluate(queries, gallery), abs=1e-12)
+    assert evaluate(*shuffled).metrics == pytest.approx(evaluate(queries, gallery).metrics, abs=1e-12)
 
 
 def test_a_copy_of_a_query_in_the_gallery_is_its_neighbour() -> None:
     """Row numbers and ids of the two sides have nothing to do with each other."""
     queries, _ = query_and_gallery()
-    result = evaluate(queries, queries)
+    result = evaluate(queries, queries).metrics
     assert result["recall_at_1"] == 1.0
     assert result["num_lone_queries"] == 0
-    assert evaluate(queries)["recall_at_1"] < 1.0
+    assert evaluate(queries).metrics["recall_at_1"] < 1.0
 
 
 def test_nmi_is_of_queries_and_gallery_together() -> None:
-    queries, gallery = (Embedded(*(values[side.ids.argsort()] for values in side)) for side in query_and_gallery())
-    points = normalize(torch.cat([queries.embeddings, gallery.embeddings]).numpy())
-    labels = np.concatenate([queries.labels, gallery.labels])
-    clusters = kmeans(points, len(set(labels.tolist())), seed=7)
-    expected = normalized_mutual_info_score(labels, clusters)
-    assert evaluate(queries, gallery, seed=7)["nmi"] == pytest.approx(expected, abs=1e-12)
+    queries, gallery = query_and_gallery()
+    gallery = gallery._replace(ids=torch.arange(len(gallery.ids)))  # some are ids of queries too
+    order = [side.ids.argsort() for side in (queries, gallery)]
+    both = [torch.cat([a[order[0]], b[order[1]]]) for a, b in zip(queries, gallery, strict=True)]
+    together = Embedded(both[0], both[1], torch.arange(len(both[2])))
+    expected = cluster_metrics(together, seed=7)
+    result = evaluate(queries, gallery, seed=7).metrics
+    assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert expected["nmi"] != pytest.approx(cluster_metrics(queries, seed=7)["nmi"], abs=1e-3)
 
 
 def test_queries_are_searched_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, gallery = query_and_gallery()
-    expected = evaluate(queries, gallery)
-    monkeypatch.setattr(evaluate_module, "queries_per_chunk", lambda k: 7)
-    assert evaluate(queries, gallery) == pytest.approx(expected, abs=1e-12)
+    expected = evaluate(queries, gallery).metrics
+    monkeypatch.setattr(retrieval, "queries_per_chunk", lambda k: 7)
+    assert evaluate(queries, gallery).metrics == pytest.approx(expected, abs=1e-12)
 
 
 def test_what_cannot_be_evaluated_is_an_error_on_every_rank(gloo_pool: GlooPool) -> None:

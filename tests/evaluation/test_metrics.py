@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import normalized_mutual_info_score
 
 from dmlscale.evaluation.metrics import (
     NO_NEIGHBOR,
-    add_sums,
     count_relevant,
     map_at_r,
     means,
@@ -117,27 +116,6 @@ def test_single_functions_agree_with_the_sums_and_take_tensors() -> None:
     assert r_precision(neighbors, samples.labels, relevant) == together["r_precision"]
     assert map_at_r(neighbors, samples.labels, relevant) == together["map_at_r"]
     assert recall_at_k(neighbors[:, :4], samples.labels, relevant, k=4) == together["recall_at_4"]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=2, max_size=20),
-    cut=st.integers(0, 20),
-    seed=st.integers(0, 9),
-)
-def test_sums_of_parts_are_the_sums_of_the_whole(labels: list[int], cut: int, seed: int) -> None:
-    query_labels = np.array(labels)
-    relevant = count_relevant(query_labels)
-    neighbors = np.random.default_rng(seed).integers(0, 5, (len(labels), 20))
-    whole = retrieval_sums(neighbors, query_labels, relevant, KS)
-    parts = [
-        retrieval_sums(neighbors[part], query_labels[part], relevant[part], KS)
-        for part in (slice(0, cut), slice(cut, None))
-    ]
-    added = add_sums(*parts)
-    assert {name: count for name, (_, count) in added.items()} == {name: count for name, (_, count) in whole.items()}
-    assert all(added[name][0] == pytest.approx(whole[name][0], abs=1e-12) for name in whole)
-    assert all(total <= count + 1e-9 for total, count in whole.values())
 
 
 def test_nmi_equals_sklearn_and_ignores_the_names_of_clusters() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dmlscale.evaluation import neighbors
 from dmlscale.evaluation.neighbors import FaissMissingError, kmeans, nearest, require_faiss
+from tests.evaluation.oracles import sorted_neighbors
 
 
 def _points(n: int, d: int = 6, seed: int = 0) -> np.ndarray:
@@ -29,6 +30,46 @@ def test_equals_sorting_all_pairs(metric: Any) -> None:
     np.testing.assert_allclose(got_values, np.take_along_axis(values, order, 1), rtol=1e-5, atol=1e-6)
     assert got_values.dtype == np.float32
     assert got_rows.dtype == np.int64
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("num_queries", [3, 25])  # faiss multiplies matrices from 20 on
+@pytest.mark.parametrize("k", [5, 99, 100, 150])  # and keeps the best in another way from 100 on
+def test_of_equally_near_items_the_lower_rows_come_first(metric: Any, num_queries: int, k: int) -> None:
+    rng = np.random.default_rng(k)
+    gallery = rng.integers(-2, 3, (2000, 4)).astype(np.float32)  # 625 different ones
+    queries, own = gallery[:num_queries], np.arange(num_queries)
+    for exclude in (None, own):
+        values, rows = nearest(queries, gallery, k, exclude=exclude, metric=metric)
+        expected_values, expected_rows = sorted_neighbors(queries, gallery, k, metric, exclude)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(values, expected_values, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_copies_in_many_dimensions_are_equally_near(metric: Any) -> None:
+    """Products in float32 round copies of one vector differently, by their place in the matrix."""
+    rng = np.random.default_rng(0)
+    gallery = _points(40, d=600)[rng.integers(0, 40, 1501)]
+    queries = _points(333, d=600, seed=1)
+    _, rows = nearest(queries, gallery, 60, metric=metric)
+    np.testing.assert_array_equal(rows, sorted_neighbors(queries, gallery, 60, metric)[1])
+
+
+def test_distances_of_near_points_far_from_the_origin_are_exact() -> None:
+    """Through squared lengths, as in faiss, nothing would be left of them in float32."""
+    points = np.float32(1000) + np.round(_points(200, d=8) * 64) / 64
+    values, rows = nearest(points, points, 3, exclude=np.arange(200), metric="euclidean")
+    expected_values, expected_rows = sorted_neighbors(points, points, 3, "euclidean", np.arange(200))
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(values, expected_values, rtol=1e-6)
+
+
+def test_without_ties_faiss_alone_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "closest_of_all", None)
+    points = _points(2000, d=32)
+    for metric in ("cosine", "euclidean"):
+        nearest(points[:500], points, 10, exclude=np.arange(500), metric=metric)
 
 
 def test_self_is_excluded_by_row_among_exact_duplicates() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,15 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from dmlscale.evaluation.figures.picture import LoadImage, caption, draw_picture
+from dmlscale.evaluation.figures.style import DPI, FAINT, INK, RIGHT, WRONG, heading, heading_height
 from dmlscale.evaluation.gallery import Kind, RetrievalRow
 
-LoadImage = Callable[[int], NDArray[np.uint8]]
-"""Sample id -> (height, width) or (height, width, 1 or 3) uint8."""
-
-# Green and red that stay apart for colour-blind readers; solid and dashed frames and marks say it once more.
-_RIGHT, _WRONG, _INK, _FAINT = "#0b7a3b", "#c8321e", "#1b1f24", "#5b6470"
+HOW_TO_READ = (
+    "Each line is a query and what was found for it, nearest first; solid green frames with a tick are of the query's "
+    "class, dashed red ones with a cross are not."
+)
 _KINDS: dict[Kind, str] = {"worst": "Worst", "random": "Random", "best": "Best"}
-_CELL, _TEXT, _LEFT, _TOP, _BOTTOM = 1.12, 0.46, 0.95, 0.86, 0.1  # inches
+_CELL, _TEXT, _LEFT, _COLUMN_NAMES, _BOTTOM, _NARROWEST = 1.12, 0.46, 0.95, 0.24, 0.1, 5.4  # inches
 
 
 def retrieval_gallery(
@@ -48,49 +48,54 @@ def retrieval_gallery(
     if not rows:
         raise ValueError("a gallery needs at least one query")
     num_columns = 1 + max(len(row.neighbors) for row in rows)
-    width = _LEFT + (num_columns + 0.3) * _CELL
-    height = _TOP + len(rows) * (_CELL + _TEXT) + _BOTTOM
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    _heading(figure, rows, title, closeness)
+    width = max(_NARROWEST, _LEFT + (num_columns + 0.3) * _CELL)
+    note = _note(rows, closeness)
+    top = heading_height(note, width) + _COLUMN_NAMES
+    height = top + len(rows) * (_CELL + _TEXT) + _BOTTOM
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    heading(figure, title, note)
+    _column_names(figure, top - _COLUMN_NAMES / 2)
 
     def cell(line: int, column: int) -> Axes:
         x = _LEFT + column * _CELL + (0.3 * _CELL if column else 0)
-        y = height - _TOP - line * (_CELL + _TEXT) - _CELL
+        y = height - top - line * (_CELL + _TEXT) - _CELL
         side = _CELL - 0.16
         return figure.add_axes((x / width, (y + 0.08) / height, side / width, side / height))
 
     for line, row in enumerate(rows):
         query = cell(line, 0)
-        _picture(query, load_image(row.id), _INK, "solid", 1.0)
-        _caption(query, class_name(row.label), "", _INK)
+        _picture(query, load_image(row.id), INK, "solid", 1.0)
+        caption(query, class_name(row.label), "", INK)
         _side_text(query, row)
         for column, neighbor in enumerate(row.neighbors, start=1):
             right = neighbor.label == row.label
-            colour = _RIGHT if right else _WRONG
+            colour = RIGHT if right else WRONG
             axes = cell(line, column)
             _picture(axes, load_image(neighbor.id), colour, "solid" if right else (0, (3, 1.5)), 2.2)
             _mark(axes, right)
-            _caption(axes, class_name(neighbor.label), f"{neighbor.closeness:.2f}", colour)
+            caption(axes, class_name(neighbor.label), f"{neighbor.closeness:.2f}", colour)
     return figure
 
 
-def _heading(figure: Figure, rows: Sequence[RetrievalRow], title: str, closeness: str) -> None:
-    width, height = figure.get_size_inches()
+def _note(rows: Sequence[RetrievalRow], closeness: str) -> str:
     found = [neighbor.label == row.label for row in rows for neighbor in row.neighbors]
-    note = (
+    return (
         f"{sum(found)} of {len(found)} shown neighbours are right. Under each: class, {closeness}. "
         "Queries chosen by average precision (AP)."
     )
-    margin = 0.16 / width
-    figure.text(margin, 1 - 0.27 / height, title, size=13, weight="bold", color=_INK, va="center")
-    figure.text(margin, 1 - 0.53 / height, note, size=8.5, color=_FAINT, va="center")
+
+
+def _column_names(figure: Figure, below_top: float) -> None:
+    """Names of the columns and what the frames mean, so many inches below the top."""
+    width, height = figure.get_size_inches()
+    y = 1 - below_top / height
     for column, text in ((0.0, "Query"), (1.3, "Nearest first  \N{RIGHTWARDS ARROW}")):
         x = (_LEFT + column * _CELL) / width
-        figure.text(x, 1 - 0.76 / height, text, size=9, weight="bold", color=_INK, va="center")
+        figure.text(x, y, text, size=9, weight="bold", color=INK, va="center")
     for x_inches, right, text in ((width - 1.75, True, "right"), (width - 0.95, False, "wrong")):
-        key = figure.add_axes((x_inches / width, 1 - 0.84 / height, 0.2 / width, 0.16 / height))
-        _frame(key, _RIGHT if right else _WRONG, "solid" if right else (0, (3, 1.5)), 1.6)
-        figure.text((x_inches + 0.27) / width, 1 - 0.76 / height, text, size=9, color=_INK, va="center")
+        key = figure.add_axes((x_inches / width, y - 0.08 / height, 0.2 / width, 0.16 / height))
+        _frame(key, RIGHT if right else WRONG, "solid" if right else (0, (3, 1.5)), 1.6)
+        figure.text((x_inches + 0.27) / width, y, text, size=9, color=INK, va="center")
 
 
 def _side_text(axes: Axes, row: RetrievalRow) -> None:
@@ -102,7 +107,7 @@ def _side_text(axes: Axes, row: RetrievalRow) -> None:
         va="center",
         size=9.5,
         weight="bold",
-        color=_INK,
+        color=INK,
         transform=axes.transAxes,
     )
     axes.text(
@@ -112,25 +117,15 @@ def _side_text(axes: Axes, row: RetrievalRow) -> None:
         ha="right",
         va="center",
         size=8.5,
-        color=_FAINT,
+        color=FAINT,
         transform=axes.transAxes,
     )
 
 
 def _picture(
-    axes: Axes, image: NDArray[np.uint8], colour: str, line: str | tuple[int, tuple[float, ...]], width: float
+    axes: Axes, image: NDArray[np.uint8] | None, colour: str, line: str | tuple[int, tuple[float, ...]], width: float
 ) -> None:
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    grey = image.ndim == 2
-    # Small pictures are enlarged without blur: what the network sees is what the reader sees.
-    axes.imshow(
-        image,
-        cmap="gray" if grey else None,
-        vmin=0,
-        vmax=255,
-        interpolation="nearest" if max(image.shape[:2]) < 100 else "antialiased",
-    )
+    draw_picture(axes, image)
     _frame(axes, colour, line, width)
 
 
@@ -169,38 +164,8 @@ def _mark(axes: Axes, right: bool) -> None:
         zorder=7,
         bbox={
             "boxstyle": "circle,pad=0.18",
-            "facecolor": _RIGHT if right else _WRONG,
+            "facecolor": RIGHT if right else WRONG,
             "edgecolor": "white",
             "linewidth": 1,
         },
-    )
-
-
-def _caption(axes: Axes, name: str, number: str, colour: str) -> None:
-    if len(name) > 34:  # names of one data set often begin alike, so the end is kept as well
-        name = f"{name[:14].rstrip()}\N{HORIZONTAL ELLIPSIS}{name[-18:].lstrip()}"
-    lines = textwrap.wrap(name, 18, max_lines=2, placeholder="\N{HORIZONTAL ELLIPSIS}")
-    if number:
-        axes.text(
-            0.5,
-            -0.06,
-            number,
-            transform=axes.transAxes,
-            ha="center",
-            va="top",
-            size=8.5,
-            weight="bold",
-            color=colour,
-        )
-    axes.text(
-        0.5,
-        -0.21 if number else -0.06,
-        "\n".join(lines),
-        transform=axes.transAxes,
-        ha="center",
-        va="top",
-        size=7,
-        color=_INK,
-        linespacing=1.0,
-        parse_math=False,
     )

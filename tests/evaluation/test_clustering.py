@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+from dmlscale.distributed.world import World
+from dmlscale.evaluation.clustering import (
+    adjusted_mutual_information,
+    cluster_metrics,
+    kmeans_over_ranks,
+    nearest_centroids,
+    pairwise_f1,
+)
+from dmlscale.evaluation.embed import Embedded
+from dmlscale.evaluation.neighbors import Gallery, Metric, kmeans, normalize
+from dmlscale.evaluation.subsample import checked_share, hash_order
+from dmlscale.launch.ranks import OverRanks
+from tests.distributed.pool import GlooPool
+from tests.evaluation.oracles import random_samples, split
+
+NOTHING = Embedded(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+clusterings = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+def clustered_on_rank(world: World, shares: list[Embedded], options: dict[str, Any]) -> Any:
+    """For the gloo pool: figures and assignments, or what the error says."""
+    ranks = OverRanks(world, torch.device("cpu"))
+    local, k = shares[world.rank], options.get("num_clusters", 20)
+    try:
+        figures = cluster_metrics(local, gather=ranks.gather, all_sum=ranks.all_sum, rank=world.rank, **options)
+    except ValueError as error:
+        return str(error)
+    share = checked_share(local, ranks.gather, rank=world.rank)
+    options = {name: value for name, value in options.items() if name != "num_clusters"}
+    return figures, kmeans_over_ranks(share, k, gather=ranks.gather, all_sum=ranks.all_sum, **options)
+
+
+def samples_of(points: Any, labels: Any) -> Embedded:
+    return Embedded(torch.as_tensor(np.asarray(points, np.float32)), torch.as_tensor(labels), torch.arange(len(labels)))
+
+
+def blobs(num_blobs: int, each: int, dim: int, spread: float, seed: int) -> Embedded:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_blobs * each) % num_blobs
+    means = torch.randn(num_blobs, dim, generator=generator)
+    return samples_of(means[labels] + spread * torch.randn(len(labels), dim, generator=generator), labels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusterings)
+def test_adjusted_information_equals_sklearn(pairs: list[tuple[int, int]]) -> None:
+    clusters, labels = (np.array(values, np.int64) + 2**40 for values in zip(*pairs, strict=True))
+    expected = adjusted_mutual_info_score(labels, clusters)
+    if abs(expected) > 2:  # both differences are nothing but rounding
+        return
+    assert adjusted_mutual_information(clusters, labels) == pytest.approx(expected, abs=1e-8)
+
+
+def test_adjusted_information_of_many_clusters_and_special_cases() -> None:
+    rng = np.random.default_rng(0)
+    labels, clusters = rng.integers(0, 300, 3_000), rng.integers(0, 250, 3_000) ** 2
+    expected = adjusted_mutual_info_score(labels, clusters)
+    assert adjusted_mutual_information(clusters, labels) == pytest.approx(expected, abs=1e-10)
+    everyone = np.arange(50)
+    assert adjusted_mutual_information(everyone[::-1] * 7, everyone) == 1.0
+    assert adjusted_mutual_information(np.zeros(50, int), everyone) == 0.0
+    assert adjusted_mutual_information(np.zeros(50, int), np.ones(50, int)) == 1.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(clusterings)
+def test_f1_counts_pairs(pairs: list[tuple[int, int]]) -> None:
+    clusters, labels = (np.array(values, np.int64) + 2**40 for values in zip(*pairs, strict=True))
+    a, b = np.triu_indices(len(labels), 1)
+    together, belong = clusters[a] == clusters[b], labels[a] == labels[b]
+    if not (together | belong).any():
+        assert pairwise_f1(clusters, labels) == 1.0
+        return
+    precision = (together & belong).sum() / max(1, together.sum())
+    recall = (together & belong).sum() / max(1, belong.sum())
+    expected = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    assert pairwise_f1(clusters, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("seed", range(3))
+def test_is_lloyds_algorithm_from_the_samples_that_are_first_by_hash(metric: Metric, seed: int) -> None:
+    samples = blobs(20, 30, 16, 1.2, seed)
+    points = samples.embeddings.numpy() if metric == "euclidean" else normalize(samples.embeddings.numpy())
+    first = points[hash_order(np.arange(600), seed)[:20]]
+    expected = KMeans(20, init=first, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(points).labels_
+    found = kmeans_over_ranks(checked_share(samples), 20, metric=metric, seed=seed)
+    np.testing.assert_array_equal(found, expected)
+    figures = cluster_metrics(samples, metric=metric, seed=seed)
+    assert figures["nmi"] == pytest.approx(normalized_mutual_info_score(samples.labels, expected), abs=1e-12)
+    assert figures["ami"] == pytest.approx(adjusted_mutual_info_score(samples.labels, expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.5, 100.0])
+def test_is_as_good_as_faiss(spread: float) -> None:
+    ours, theirs = [], []
+    for seed in range(12):
+        samples = blobs(40, 40, 32, spread, seed)
+        ours.append(cluster_metrics(samples, seed=seed)["nmi"])
+        clusters = kmeans(normalize(samples.embeddings.numpy()), 40, seed=seed)
+        theirs.append(normalized_mutual_info_score(samples.labels, clusters))
+    assert np.mean(ours) > np.mean(theirs) - 0.02
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_rows=st.integers(1, 400),
+    num_centroids=st.integers(1, 30),
+    dim=st.sampled_from([1, 3, 200]),
+    offset=st.sampled_from([0.0, 1e4]),
+    on_grid=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_nearest_centroids_are_those_of_the_exact_search(
+    num_rows: int, num_centroids: int, dim: int, offset: float, on_grid: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows, centroids = (rng.normal(size=(size, dim)) + offset for size in (num_rows, num_centroids))
+    if on_grid:  # ties, and centroids that are there twice
+        rows, centroids = np.round(rows), np.round(centroids)
+    points = rows.astype(np.float32)
+    expected = Gallery(centroids, "euclidean").nearest(points, 1)[1][:, 0]
+    np.testing.assert_array_equal(nearest_centroids(points, centroids), expected)
+
+
+def test_empty_clusters_move_to_samples_that_are_far_away() -> None:
+    """Many copies of one point are the first centroids; without a move, most clusters would stay empty."""
+    points = np.concatenate([np.zeros((300, 2)), 100 * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])])
+    samples = samples_of(points, np.r_[np.zeros(300, int), 1, 2, 3, 4])
+    figures = cluster_metrics(samples, metric="euclidean", seed=1)
+    assert figures == {"nmi": pytest.approx(1.0), "ami": 1.0, "f1": 1.0}
+
+
+def test_copies_that_cannot_be_told_apart_are_one_cluster() -> None:
+    samples = samples_of(np.ones((30, 4)), np.arange(30) % 5)
+    assert len(set(kmeans_over_ranks(checked_share(samples), 5).tolist())) == 1
+    assert cluster_metrics(samples)["nmi"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[100, 200], [300, 0], [0, 45, 255], [60, 1, 239]])
+@pytest.mark.parametrize("kind", ["cosine", "euclidean", "grid"])
+def test_the_same_bits_at_any_number_of_ranks(gloo_pool: GlooPool, sizes: list[int], kind: str) -> None:
+    samples = random_samples(300, num_classes=20, dim=5)
+    samples = samples._replace(labels=samples.labels + 2**60)
+    if kind == "grid":  # copies and ties
+        samples = samples._replace(embeddings=samples.embeddings.round())
+    options = {"metric": "euclidean" if kind == "grid" else kind, "seed": 4, "num_clusters": 50}
+    ((expected, clusters),) = gloo_pool.run(1, clustered_on_rank, [samples], options)
+    shares = [share if len(share.ids) else NOTHING for share in split(samples, sizes)]
+    shares.append(Embedded(*(values[5:9] for values in samples)))  # copies of what others hold
+    for figures, found in gloo_pool.run(len(shares), clustered_on_rank, shares, options):
+        assert figures == expected
+        np.testing.assert_array_equal(found, clusters)
+
+
+def test_bad_input_is_an_error_on_every_rank(gloo_pool: GlooPool) -> None:
+    shares = split(random_samples(60), [20, 40])
+    for k in (0, 61):
+        answers = gloo_pool.run(2, clustered_on_rank, shares, {"num_clusters": k})
+        assert answers == [f"num_clusters = {k} of 60 samples: must be from 1 to their number"] * 2

@@ -1,5 +1,7 @@
 """The only door to MLflow."""
 
+from dmlscale.tracking.mlflow.model_note import ModelNote
+from dmlscale.tracking.mlflow.registry import Registered, RegistryError, log_model
 from dmlscale.tracking.mlflow.runs import (
     DatasetNote,
     MlflowTracker,
@@ -8,12 +10,20 @@ from dmlscale.tracking.mlflow.runs import (
     replay_spool,
     start_or_continue,
 )
+from dmlscale.tracking.mlflow.sweeps import close_child, experiment_of, update_parent
 
 __all__ = [
     "DatasetNote",
     "MlflowTracker",
+    "ModelNote",
+    "Registered",
+    "RegistryError",
     "TrackingUnreachableError",
+    "close_child",
     "end_run",
+    "experiment_of",
+    "log_model",
     "replay_spool",
     "start_or_continue",
+    "update_parent",
 ]

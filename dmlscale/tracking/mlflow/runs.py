@@ -81,7 +81,7 @@ def start_or_continue(
         TrackingUnreachableError: no answer (within seconds), or a database that cannot be written.
         ValueError: the experiment has been deleted.
     """
-    _require_reachable(uri)
+    require_reachable(uri)
     client = MlflowClient(uri)
     try:
         experiment_id = _experiment(client, uri, experiment)
@@ -124,7 +124,7 @@ class MlflowTracker(SpooledTracker):
 
 def replay_spool(uri: str, run_id: str, spool_path: Path, *, timeout_s: float = 60.0) -> int:
     """Send what an earlier process left in its spool; returns the number of records still left."""
-    _require_reachable(uri)
+    require_reachable(uri)
     spool = Spool(spool_path.absolute())
     sender = Sender(spool, Receiver(uri, run_id, spool.path.parent).deliver)
     left = sender.drain(timeout_s)
@@ -175,7 +175,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(experiment.experiment_id)
 
 
-def _require_reachable(uri: str) -> None:
+def require_reachable(uri: str) -> None:
     """Find out within seconds; the client itself would try again for minutes."""
     if is_server(uri):
         try:

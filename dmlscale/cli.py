@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import dmlscale
 
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 refused before any work, 75 resume me."""
@@ -39,7 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dmlscale", description=dmlscale.__doc__)
     parser.add_argument("--version", action="version", version=f"dmlscale {dmlscale.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in (_add_data_commands, _add_training_commands, _add_model_commands, _add_losses):
+        group(commands)
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return parser
 
+
+def _add_data_commands(commands: Commands) -> None:
     pack = commands.add_parser("pack", help="a dataset -> WebDataset shards and an index")
     pack.add_argument("source", help="name of a source, e.g. glyphs")
     pack.add_argument("path", help="folder to write")
@@ -60,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--quick", action="store_true", help="compare tables and the sizes of shards only")
     verify.set_defaults(run=_verify)
 
+
+def _add_training_commands(commands: Commands) -> None:
     train = commands.add_parser("train", help="a config -> a trained model and an MLflow run")
     train.add_argument("config", help="YAML file, e.g. configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=200 losses.margin=0.1")
@@ -72,11 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--resume", action="store_true", help="continue the sweep of this sweep.name, if there is one")
     tune.set_defaults(run=_tune)
 
-    evaluate = commands.add_parser("evaluate", help="a checkpoint -> retrieval metrics")
+    evaluate = commands.add_parser("evaluate", help="a checkpoint -> metrics with intervals, and a report")
     evaluate.add_argument("checkpoint", help="folder of a checkpoint, or of a run (its newest)")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.eval_split=test")
+    evaluate.add_argument("--report", metavar="FOLDER", help="write report.html and its figures there")
     evaluate.set_defaults(run=_evaluate)
 
+    for command in (train, evaluate):
+        command.add_argument("--local", action="store_true", help="one process, without Ray")
+        command.add_argument("--json", metavar="FILE", help="write the final figures for machines")
+
+
+def _add_model_commands(commands: Commands) -> None:
     export = commands.add_parser("export", help="a checkpoint -> a folder with the model: safetensors, config, ONNX")
     export.add_argument("checkpoint", help="folder of a checkpoint, or of a run (its newest)")
     export.add_argument("folder", help="to write")
@@ -107,19 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--pictures", metavar="FILE", help="draw query and neighbours, as PNG")
     search.set_defaults(run=_search)
 
+
+def _add_losses(commands: Commands) -> None:
     losses = commands.add_parser("losses", help="the catalogue: name, family, paper, hyper-parameters, what is sharded")
     losses.add_argument("name", nargs="?", help="of one loss, to read all about it")
     losses.add_argument(
         "--renew", metavar="FILE", help="write the tables into a document that has them: docs/losses.md"
     )
     losses.set_defaults(run=_losses)
-
-    for command in (train, evaluate):
-        command.add_argument("--local", action="store_true", help="one process, without Ray")
-        command.add_argument("--json", metavar="FILE", help="write the final figures for machines")
-    for command in (pack, inspect, verify, train, tune, evaluate, export, embed, index, search, losses):
-        command.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    return parser
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -161,7 +174,13 @@ def _tune(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from dmlscale.launch.driver import evaluate
 
-    return evaluate(options.checkpoint, options.overrides, local=options.local, json_file=options.json)
+    return evaluate(
+        options.checkpoint,
+        options.overrides,
+        local=options.local,
+        json_file=options.json,
+        report_folder=options.report,
+    )
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.errors import LaunchError
+
+_LOOPBACK = "127.0.0.1"
 
 # Set before Ray starts, for it and for its workers.
 ENVIRONMENT = {
@@ -107,6 +110,20 @@ def runs_at_once(resources: ResourcesConfig, available: Mapping[str, float]) -> 
     return max(1, int(min(by_cpu, by_gpu) + 1e-6))
 
 
+def _known_address() -> dict[str, Any]:
+    """Settings of a cluster that its own processes find.
+
+    Train's actors ask the dashboard which of them are alive, and look for it among all clusters of the machine: with a
+    second one they would find none. So the address is chosen here, and handed to all of them.
+    """
+    with socket.socket() as free:
+        free.bind((_LOOPBACK, 0))
+        port = free.getsockname()[1]
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    environment = {"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}"}}
+    return {"_node_ip_address": _LOOPBACK, "runtime_env": environment}
+
+
 def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
     import ray
 
@@ -114,10 +131,13 @@ def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if starts_own_cluster(resources):
         settings |= {"include_dashboard": with_dashboard, "num_cpus": len(os.sched_getaffinity(0))}
+        if with_dashboard:
+            settings |= _known_address()
     else:
         settings |= {"address": resources.address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
     try:
         ray.init(**settings)
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = resources.address or os.environ.get("RAY_ADDRESS") or "on this machine"
         raise LaunchError(f"cannot use the Ray cluster {where}: {error}") from error

@@ -235,10 +235,11 @@ def _require_dashboard() -> None:
     Raises:
         LaunchError: it cannot.
     """
+    import ray
     from ray.util.state import list_nodes
 
     try:
-        list_nodes(limit=1, timeout=20)
+        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=20)
     except Exception as error:
         raise LaunchError(
             "the Ray cluster has no dashboard that answers, and without it trials that are stopped early would keep "

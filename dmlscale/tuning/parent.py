@@ -10,9 +10,9 @@ from pathlib import Path
 from dmlscale.config.schema import Config
 from dmlscale.launch.tracked import dataset_name, run_tags
 from dmlscale.tracking.mlflow import close_child, end_run, experiment_of, start_or_continue, update_parent
-from dmlscale.tracking.store import compare_path
+from dmlscale.tracking.store import charts_path, compare_path, model_path, run_path
 from dmlscale.tracking.tracker import Status
-from dmlscale.tuning.config import Sweep
+from dmlscale.tuning.config import Sweep, SweepConfig
 from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.results import Comparison
 from dmlscale.tuning.summary import as_markdown, summary_table
@@ -29,11 +29,13 @@ class Parent:
         uri: of the store.
         run_id: there.
         experiment_id: there.
+        name: of the sweep.
     """
 
     uri: str
     run_id: str
     experiment_id: str
+    name: str
 
     @classmethod
     def open(cls, sweep: Sweep, config: Config, uri: str, name: str, folder: Path, tags: Mapping[str, str]) -> Parent:
@@ -51,7 +53,7 @@ class Parent:
             },
             description=f"Sweep on {dataset_name(config)}, by `{command_of(sweep)}`: under way.",
         )
-        return cls(uri, run_id, experiment_of(uri, run_id))
+        return cls(uri, run_id, experiment_of(uri, run_id), name)
 
     def end(self, status: Status, reason: str = "") -> None:
         """Sets how the sweep ended."""
@@ -64,8 +66,15 @@ class Parent:
             close_child(self.uri, outcome.run_id, Path(outcome.folder), status, outcome.reason)
 
     def compare_path(self, outcomes: Sequence[Outcome]) -> str:
-        """The page that compares all trials."""
-        return compare_path(self.experiment_id, [outcome.run_id for outcome in outcomes if outcome.run_id])
+        """The page that compares all trials that were evaluated: it offers only metrics that all of its runs have."""
+        evaluated = [outcome.run_id for outcome in outcomes if outcome.run_id and outcome.curve]
+        return compare_path(self.experiment_id, evaluated or [outcome.run_id for outcome in outcomes if outcome.run_id])
+
+    def charts_path(self, settings: SweepConfig) -> str:
+        """The page with the curves of all trials, best first."""
+        tags = {"sweep": self.name, "sweep.stage": "trials"}
+        metric = f"eval/{settings.select_on}/{settings.metric}"
+        return charts_path(self.experiment_id, tags, metric, descending=settings.mode == "max")
 
     def show(
         self,
@@ -105,22 +114,21 @@ class Parent:
         comparison: Comparison | None,
     ) -> str:
         settings, data = sweep.settings, sweep.base_config.data
-        lines = [
-            f"Sweep by `{command_of(sweep)}`: {len(outcomes)} trials, chosen by {settings.metric} on the split "
-            f"{settings.select_on!r}."
-        ]
-        if winner is not None:
-            lines.append(
-                f"Best: [{winner.trial}](#/experiments/{self.experiment_id}/runs/{winner.run_id}), "
-                f"{settings.metric} {winner.value(settings.metric):.4f}."
-            )
-        if comparison is not None:
-            lines.append(f"On {html.escape(data.eval_split)}: best {comparison.best}, defaults {comparison.defaults}.")
-            lines.append(f"**{comparison.verdict}**")
-        links = [f"[compare all trials]({self.compare_path(outcomes)})"]
+        links = [f"[curves of all trials]({self.charts_path(settings)})"]
+        links.append(f"[compare all trials]({self.compare_path(outcomes)})")
         if final:
             links.append(f"[compare the final runs]({self.compare_path(final)})")
-        lines.append(" | ".join(links))
+        model = sweep.base_config.tracking.registered_model
+        if comparison is not None and model is not None:  # the best settings have been trained on all classes
+            links.append(f"[registered model]({model_path(model)})")
+        if winner is not None:
+            found = f"{settings.metric} {winner.value(settings.metric):.4f} on {html.escape(settings.select_on)}"
+            links.insert(0, f"Best: [{winner.trial}]({run_path(self.experiment_id, winner.run_id)}), {found}")
+        lines = [" | ".join(links)]  # MLflow folds a description: what is not in its first lines takes a click
+        if comparison is not None:
+            lines.append(f"**{comparison.verdict}**")
+            lines.append(f"On {html.escape(data.eval_split)}: best {comparison.best}, defaults {comparison.defaults}.")
+        lines.append(f"{len(outcomes)} trials, by `{command_of(sweep)}`.")
         head = "\n\n".join(lines) + "\n\n"
         trials = summary_table(outcomes, settings.metric, settings.mode)
         return head + as_markdown(trials, limit=_SHOWN, most_letters=_MOST_LETTERS - len(head))

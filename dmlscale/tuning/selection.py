@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from dmlscale.config.load import set_value
 from dmlscale.config.schema import Config
 from dmlscale.data.hold_out import VALIDATION_SPLIT
 from dmlscale.data.index import Index
+from dmlscale.evaluation.embed import Embedded
+from dmlscale.evaluation.evaluate import evaluate
 from dmlscale.launch.errors import LaunchError
 from dmlscale.tuning.config import Sweep, SweepConfig
 
@@ -62,6 +66,25 @@ def check_selection(sweep: Sweep) -> None:
             f"settings that were chosen by it are too good, as in much of the literature. Leave "
             f"sweep.select_on={VALIDATION_SPLIT!r}, which takes classes out of {data.train_split!r}, or set "
             "sweep.allow_selection_on_test=true, which marks the runs"
+        )
+
+
+def check_metric(sweep: Sweep) -> None:
+    """Whether evaluations measure what is to decide.
+
+    Raises:
+        LaunchError: they do not; names what they measure.
+    """
+    labels = torch.tensor([0, 0, 1, 1])
+    toy = Embedded(torch.eye(4), labels, torch.arange(4))
+    measured = evaluate(toy, ks=sweep.base_config.evaluation.ks).metrics
+    names = [name for name in measured if not name.startswith("num_")]
+    if sweep.settings.metric not in names:
+        near = difflib.get_close_matches(sweep.settings.metric, names, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LaunchError(
+            f"sweep.metric={sweep.settings.metric!r} is not measured{hint} (there are: {', '.join(names)}; which "
+            "Recall@K is up to evaluation.ks)"
         )
 
 

@@ -31,7 +31,7 @@ from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.parent import Parent, command_of
 from dmlscale.tuning.plan import BEST, OptunaDraw, final_trials, search_trials
 from dmlscale.tuning.results import BEST_FILE, compare, draw_figures, write_best, write_tables
-from dmlscale.tuning.selection import SELECTED_ON_TEST, check_disjoint, check_selection, trial_values
+from dmlscale.tuning.selection import SELECTED_ON_TEST, check_disjoint, check_metric, check_selection, trial_values
 from dmlscale.tuning.stage import Stage, name_of, run_stage
 from dmlscale.tuning.trial import Place, end_trial, read_json, read_outcome, read_outcomes, write_json
 from dmlscale.tuning.trials_table import TrialsTable
@@ -52,6 +52,7 @@ def tune(config_file: str, overrides: list[str], *, resume: bool) -> int:
     if resume and sweep.settings.name is None:
         raise LaunchError("--resume needs the name of the sweep to continue: add sweep.name=...")
     check_selection(sweep)
+    check_metric(sweep)
     trials = search_trials(sweep)
     base = run_folder.resolve(sweep.base_config, "base")
     any_trial = check_config(trial_values(base.model_dump(mode="json"), sweep.settings), config_file)

@@ -14,6 +14,7 @@ from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import start_run
+from dmlscale.tuning.loss_keys import NAME
 from dmlscale.tuning.outcomes import Outcome, Status
 
 TRIAL_FILE = "trial.json"  # what was drawn, and its run in the tracker
@@ -70,7 +71,7 @@ def train_trial(name: str, values: dict[str, Any], drawn: dict[str, Any], place:
         place.command,
         tags={**place.tags, "mlflow.parentRunId": place.parent_run, "sweep.stage": place.stage, "sweep.trial": name},
         description=f" ({place.stage})",
-        without=("run.name", "run.folder"),
+        without=("run.name", "run.folder", *_unsearched_options(config, drawn)),
     )
     write_json(folder / TRIAL_FILE, {"drawn": drawn, "run_id": run_id})
     run_folder.write_config(config, index, folder)
@@ -82,6 +83,17 @@ def train_trial(name: str, values: dict[str, Any], drawn: dict[str, Any], place:
         {"status": "finished", "reason": "", "seconds": time.monotonic() - started, "raw_pixels": result["raw_pixels"]},
     )
     return {**outcome.metrics, "step": float(outcome.steps)}
+
+
+def _unsearched_options(config: Config, drawn: dict[str, Any]) -> tuple[str, ...]:
+    """Parameters that a drawn loss brings and that were not searched: MLflow's comparison would draw them as axes.
+
+    The run's config.yaml has them.
+    """
+    if NAME not in drawn:
+        return ()
+    (loss,) = config.losses
+    return tuple(f"loss.{option}" for option in loss.options if f"losses.{option}" not in drawn)
 
 
 def open_trial(name: str, values: dict[str, Any], place: Place) -> tuple[Config, Path]:

@@ -10,7 +10,7 @@ from dmlscale.config.load import ConfigError
 from dmlscale.launch.errors import LaunchError
 from dmlscale.tuning.config import Sweep, load_sweep
 from dmlscale.tuning.plan import final_trials, search_trials
-from dmlscale.tuning.selection import check_selection, trial_values
+from dmlscale.tuning.selection import check_metric, check_selection, trial_values
 
 BASE: dict[str, Any] = {
     "data": {"path": "data/glyphs", "channels": 1, "gallery_split": None},
@@ -34,7 +34,11 @@ def load(folder: Path, *overrides: str, **parts: Any) -> Sweep:
 
 def test_base_changes_and_overrides_come_in_this_order(tmp_path: Path) -> None:
     sweep = load(
-        tmp_path, "base.train.steps=300", "sweep.trials=5", set={"train.steps": 200, "optim.bank_lr": 0.5}, sweep={"seed": 3}
+        tmp_path,
+        "base.train.steps=300",
+        "sweep.trials=5",
+        set={"train.steps": 200, "optim.bank_lr": 0.5},
+        sweep={"seed": 3},
     )
     assert sweep.base_config.train.steps == 300
     assert sweep.base_config.optim.bank_lr == 0.5
@@ -71,8 +75,15 @@ def test_choosing_on_the_reported_split_is_refused_unless_asked(tmp_path: Path) 
     with pytest.raises(LaunchError, match=r"sweep.select_on='test' is what the base config reports"):
         check_selection(load(tmp_path, sweep={"select_on": "test"}))
     check_selection(load(tmp_path, sweep={"select_on": "test", "allow_selection_on_test": True}))
-    with pytest.raises(LaunchError, match="sweep.validation_classes"):
+    with pytest.raises(LaunchError, match=r"sweep\.validation_classes"):
         check_selection(load(tmp_path, "base.data.validation_classes=0.1"))
+
+
+def test_a_metric_that_nothing_measures_is_told_before_any_work(tmp_path: Path) -> None:
+    check_metric(load(tmp_path, sweep={"metric": "map_at_r"}))
+    check_metric(load(tmp_path, "base.evaluation.ks=[3]", sweep={"metric": "recall_at_3"}))
+    with pytest.raises(LaunchError, match=r"sweep.metric='recal_at_1' is not measured; did you mean 'recall_at_1'"):
+        check_metric(load(tmp_path, sweep={"metric": "recal_at_1"}))
 
 
 def test_trials_see_validation_classes_only_and_final_runs_the_test_split_once(tmp_path: Path) -> None:

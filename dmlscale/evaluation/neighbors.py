@@ -1,4 +1,4 @@
-"""Exact nearest neighbours and k-means: the only door to faiss.
+"""Exact nearest neighbours: with vector_index.py the only doors to faiss.
 
 q queries, n gallery items, d dimensions, k neighbours. Bounded memory: queries go through in chunks.
 """
@@ -165,38 +165,6 @@ class Gallery:
         distance = np.sqrt(np.maximum(next_rough, 0, dtype=np.float64))
         lost = rounding * (length**2 + (length + distance) ** 2)
         return np.asarray(last.astype(np.float64) ** 2 >= next_rough - lost)
-
-
-def kmeans(embeddings: NDArray[Any], num_clusters: int, *, seed: int = 0, iterations: int = 20) -> IntArray:
-    """Cluster of each row, by Lloyd's algorithm over all rows (faiss would subsample by default).
-
-    Args:
-        embeddings: (n, d) finite.
-        num_clusters: at most n.
-        seed: of the first centroids.
-        iterations: of Lloyd's algorithm.
-
-    Returns:
-        (n,) int64 in [0, num_clusters).
-    """
-    faiss = require_faiss()
-    rows = np.ascontiguousarray(embeddings, np.float32)
-    _require_finite(rows, "embeddings")
-    if not 1 <= num_clusters <= len(rows):
-        raise ValueError(f"{num_clusters} clusters of {len(rows)} rows: must be from 1 to the number of rows")
-    clustering = faiss.Kmeans(
-        rows.shape[1],
-        num_clusters,
-        niter=iterations,
-        seed=seed,
-        gpu=_has_gpu(faiss),
-        # Classes of a zero-shot split are small: without these two, faiss warns or drops rows.
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(rows),
-    )
-    clustering.train(rows)
-    _, assignments = clustering.index.search(rows, 1)
-    return np.asarray(assignments[:, 0], np.int64)
 
 
 def normalize(rows: NDArray[Any]) -> FloatArray:

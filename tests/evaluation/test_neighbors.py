@@ -1,13 +1,12 @@
 import builtins
 import importlib
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dmlscale.evaluation import neighbors
-from dmlscale.evaluation.neighbors import FaissMissingError, kmeans, nearest, require_faiss
+from dmlscale.evaluation.neighbors import FaissMissingError, nearest, require_faiss
 from tests.evaluation.oracles import sorted_neighbors
 
 
@@ -121,8 +120,6 @@ def test_nan_is_a_clear_error() -> None:
         nearest(points, _points(5), 2)
     with pytest.raises(ValueError, match="gallery hold NaN"):
         nearest(_points(5), points, 2)
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
-        kmeans(points, 2)
 
 
 def test_zero_vector_is_near_nothing_but_no_error() -> None:
@@ -139,22 +136,6 @@ def test_shapes_that_do_not_fit_are_errors(k: int, gallery: np.ndarray) -> None:
 
 def test_no_queries_give_no_rows() -> None:
     assert nearest(np.empty((0, 6)), _points(4), 2)[1].shape == (0, 2)
-
-
-def test_kmeans_finds_separate_groups_quietly_and_repeatably(capfd: pytest.CaptureFixture[str]) -> None:
-    centers = 20 * np.eye(5, 6)
-    groups = np.repeat(np.arange(5), 12)
-    points = centers[groups] + 0.1 * _points(60)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        first, second = (kmeans(points, 5, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (60,)
-    assert all(len(set(first[groups == group])) == 1 for group in range(5))
-    out, err = capfd.readouterr()
-    assert out + err == ""
-    with pytest.raises(ValueError, match="61 clusters of 60 rows"):
-        kmeans(points, 61)
 
 
 def test_without_faiss_the_error_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:

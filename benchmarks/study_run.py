@@ -34,7 +34,7 @@ SAME_FOR_ALL = (
     "train.reproducible=false",
     "train.keep_checkpoints=1",
     "evaluation.raw_pixels=false",
-    "evaluation.gallery_queries=0",
+    "evaluation.report=false",
     "resources.workers=1",
     "resources.device=cpu",
 )
@@ -97,9 +97,9 @@ class _TimedTraining(Training):
 
     cpu_s = 0.0
 
-    def _evaluate(self, step: int) -> None:
+    def _finish(self, step: int) -> dict[str, Any]:
         self.cpu_s = time.process_time()
-        super()._evaluate(step)
+        return super()._finish(step)
 
 
 def _trained(run: Run) -> tuple[dict[str, float], float]:

@@ -97,9 +97,10 @@ class EvalConfig(Section):
     raw_pixels: bool = True
     """Also measure nearest neighbours of the pixels, as the line to beat."""
     gallery_queries: int = Field(default=9, ge=0)
-    """Rows of the picture of queries and neighbours; 0 leaves it out."""
+    """Rows of the report's picture of queries and neighbours; 0 leaves it out."""
     report: bool = True
-    """At the end of a training also measure verification, clustering and unknown classes, and draw it all."""
+    """At the end of a training also measure the whole ranking, verification and unknown classes, and draw it all.
+    False: only what is measured on the way, and no pictures. `dmlscale evaluate` measures everything in any case."""
 
 
 class ResourcesConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,15 +129,33 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
-def metrics_table(title: str, metrics: dict[str, float], raw_pixels: dict[str, float]) -> Table:
-    """Final figures, beside those of the raw pixels where they were measured."""
+def metrics_table(
+    title: str,
+    metrics: Mapping[str, float],
+    raw_pixels: Mapping[str, float],
+    intervals: Mapping[str, Sequence[float]] | None = None,
+) -> Table:
+    """Final figures with their 95 % intervals, beside those of the raw pixels where they were measured."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("this model", justify="right")
+    if intervals:
+        table.add_column("95 % interval", justify="right")
     if raw_pixels:
         table.add_column("raw pixels", justify="right")
     for name, value in metrics.items():
-        text = f"{value:,.0f}" if name.startswith("num_") else f"{value:.4f}"
-        baseline = [f"{raw_pixels[name]:.4f}" if name in raw_pixels else ""] if raw_pixels else []
-        table.add_row(name, text, *baseline)
+        cells = [f"{value:,.0f}" if name.startswith("num_") else f"{value:.4f}"]
+        if intervals:
+            cells.append(" \N{EN DASH} ".join(f"{end:.4f}" for end in intervals.get(name, ())))
+        if raw_pixels:
+            cells.append(f"{raw_pixels[name]:.4f}" if name in raw_pixels else "")
+        table.add_row(name, *cells)
     return table
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with all that it has kept from being measured or drawn."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"left out      {', '.join(names)}: {reason}" for reason, names in by_reason.items()]

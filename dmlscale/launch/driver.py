@@ -21,8 +21,10 @@ from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
 from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
-from dmlscale.launch.display import ProgressTail, metrics_table
+from dmlscale.launch.display import ProgressTail, left_out_lines, metrics_table
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.evaluation_report import REPORT_FILE
+from dmlscale.launch.export import export_of_run
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import marked_failed_on_error, start_run
 from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url
@@ -72,6 +74,7 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
         why = ", ".join(f"{count:,} x {kind}" for kind, count in result["skipped"].items())
         print(f"\nskipped       training samples that could not be read: {why}; `dmlscale verify` names them")
     print(f"\ncheckpoint    {result['checkpoint']}")
+    export_of_run(result["checkpoint"], folder, config.tracking.registered_model)
     print(f"mlflow run    {run_id}  (experiment {config.tracking.experiment}, {uri})")
     if is_server(uri):
         print(f"dashboard     {run_url(uri, run_id)}")
@@ -80,18 +83,24 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
     return 0
 
 
-def evaluate(checkpoint_path: str, overrides: list[str], *, local: bool, json_file: str | None) -> int:
-    """Evaluates a checkpoint on its run's evaluation split, or on what the overrides say, and shows the figures."""
+def evaluate(
+    checkpoint_path: str, overrides: list[str], *, local: bool, json_file: str | None, report_folder: str | None = None
+) -> int:
+    """Evaluates a checkpoint on its run's evaluation split, or on what the overrides say, and shows the figures.
+
+    Where a folder is given, the report is written into it: report.html and its figures as PNG files.
+    """
     path = run_folder.find_checkpoint(checkpoint_path)
     record = checkpoint.read_record(path)
     config = check_config(override_values(record.config, overrides), str(path / "record.json"))
     config = run_folder.resolve(config, "evaluation")
     _check_before_work(config, local)
     _check_json(json_file)
+    report = None if report_folder is None else str(_open_report_folder(report_folder))
     index = open_index(config)
     preflight.check_evaluation(config, index)
     preflight.check_shards(config, index, (config.data.eval_split, config.data.gallery_split))
-    task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path))
+    task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path), report_folder=report)
     result = _runner(local)(task, config)
     _write_json(json_file, result)
     _show(result, config)
@@ -172,6 +181,22 @@ def _check_json(json_file: str | None) -> None:
         raise LaunchError(f"--json {json_file}: its folder does not exist or cannot be written")
 
 
+def _open_report_folder(folder: str) -> Path:
+    """The folder, made if it is not there; evaluating first and failing then would be a pity.
+
+    Raises:
+        LaunchError: it cannot be made, or not be written.
+    """
+    path = Path(folder).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"--report {folder}: cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise LaunchError(f"--report {folder}: cannot be written")
+    return path
+
+
 def _write_json(json_file: str | None, result: dict[str, Any]) -> None:
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
@@ -181,4 +206,8 @@ def _show(result: dict[str, Any], config: Config) -> None:
     title = f"zero-shot retrieval, {config.data.eval_split} split of {Path(config.data.path).name}"
     if config.data.gallery_split:
         title += f", searched in {config.data.gallery_split}"
-    Console().print(metrics_table(title, result["metrics"], result["raw_pixels"]))
+    Console().print(metrics_table(title, result["metrics"], result["raw_pixels"], result["intervals"]))
+    for line in left_out_lines(result["left_out"]):
+        print(line)
+    if "report" in result:
+        print(f"\nreport        {Path(result['report']) / REPORT_FILE}")

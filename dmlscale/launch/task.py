@@ -21,6 +21,8 @@ class Task:
         checkpoint: to evaluate; a training looks for the newest in its folder itself.
         tracking_uri: MLflow store.
         tracking_run: id of the run there; None logs nothing.
+        report_folder: where an evaluation writes its report, on storage that all workers see; None writes none. That
+            of a training is in its own folder.
     """
 
     kind: Literal["train", "evaluate"]
@@ -29,6 +31,7 @@ class Task:
     checkpoint: str | None = None
     tracking_uri: str = ""
     tracking_run: str | None = None
+    report_folder: str | None = None
 
     @property
     def settings(self) -> Config:
@@ -44,6 +47,11 @@ class Task:
     def progress(self) -> Path:
         """What rank 0 says while it works, one JSON object a line."""
         return Path(self.folder) / "progress.jsonl"
+
+    @property
+    def own_report(self) -> Path:
+        """Folder of a training's report."""
+        return Path(self.folder) / "report"
 
     @property
     def stop_file(self) -> Path:

@@ -19,9 +19,11 @@ from dmlscale.data.reader import LossKind
 from dmlscale.data.skipped import KINDS
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
-from dmlscale.evaluation.embed import Embedded
 from dmlscale.launch import build
-from dmlscale.launch.evaluation import Evaluator
+from dmlscale.launch.bank_sample import gather_banks, trained_labels
+from dmlscale.launch.evaluate_checkpoint import evaluate_checkpoint
+from dmlscale.launch.evaluation import Evaluator, FinalEvaluation
+from dmlscale.launch.evaluation_report import draw_report
 from dmlscale.launch.mining import Miner
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.run_folder import check_same_dataset
@@ -38,23 +40,10 @@ Report = Callable[[Mapping[str, float]], None]
 
 
 def work(task: Task, world: World, device: torch.device, *, report: Report | None = None) -> dict[str, Any]:
-    """Does the task; all ranks return the same result."""
+    """Does the task; all ranks return the same result, in which rank 0 also names figures that could not be drawn."""
     if task.kind == "train":
         return Training(task, world, device, report).run()
     return evaluate_checkpoint(task, world, device)
-
-
-def evaluate_checkpoint(task: Task, world: World, device: torch.device) -> dict[str, Any]:
-    """Metrics of a checkpoint's model on the evaluation split."""
-    assert task.checkpoint is not None
-    config = task.settings
-    embedder = build.build_embedder(config).to(device)
-    stored = {f"model.{name}": tensor for name, tensor in embedder.state_dict().items()}
-    checkpoint.load(Path(task.checkpoint), stored, world)
-    evaluator = Evaluator(config, build.open_index(config), world, device)
-    metrics, _ = evaluator.model(embedder)
-    baseline = evaluator.raw_pixels() if config.evaluation.raw_pixels else {}
-    return {"metrics": metrics, "raw_pixels": baseline, "checkpoint": task.checkpoint}
 
 
 class Training:
@@ -89,8 +78,6 @@ class Training:
         )
         self._ranks = OverRanks(world, device)
         self._skipped: dict[int, LossKind] = {}
-        self._metrics: dict[str, float] = {}
-        self._local: Embedded | None = None
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
@@ -114,18 +101,27 @@ class Training:
         return result
 
     def _finish(self, step: int) -> dict[str, Any]:
-        self._evaluate(step)
-        baseline = self._evaluator.raw_pixels() if self._config.evaluation.raw_pixels else {}
-        named = {f"eval/{self._split}/raw_pixels/{name}": value for name, value in baseline.items()}
-        self._tracker.log_metrics(named, step)
-        assert self._local is not None
-        gallery = self._evaluator.gallery(self._local)
-        if gallery is not None:
-            path = Path(self._task.folder) / "retrieval_gallery.png"
-            gallery.savefig(path)
-            self._tracker.log_artifact(path, "figures")
+        average_buffers(self._embedder, self._world)
+        everything = self._config.evaluation.report
+        final = self._evaluator.finish(self._embedder, everything=everything)
+        self._tell(step, final.measured.metrics)
+        self._tracker.log_metrics(final.logged(self._split), step)
+        result = final.result()
+        if everything:
+            result["left_out"] |= self._draw(step, final)
+            result["report"] = str(self._task.own_report)
         newest = checkpoint.latest(self._task.checkpoints)
-        return {"metrics": self._metrics, "raw_pixels": baseline, "checkpoint": str(newest)}
+        return result | {"checkpoint": str(newest)}
+
+    def _draw(self, step: int, final: FinalEvaluation) -> dict[str, str]:
+        """Writes the report; returns what could not be drawn, and why."""
+        trained = trained_labels(self._config, self._index)
+        banks = gather_banks(self._trainee.objective, trained, self._ranks, seed=self._config.run.seed)
+        folder = self._task.own_report
+        written = draw_report(self._evaluator, final, banks, folder, self._config, self._index, self._world, step=step)
+        for file in written.files:
+            self._tracker.log_artifact(file, "figures" if file.suffix == ".png" else "")
+        return written.left_out
 
     def _resume(self, stream: TrainStream) -> int:
         newest = checkpoint.newest_for_all(self._task.checkpoints, self._world)
@@ -178,17 +174,17 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         average_buffers(self._embedder, self._world)
-        self._metrics, self._local = self._evaluator.model(self._embedder)
+        self._tell(step, self._evaluator.model(self._embedder)[0])
+
+    def _tell(self, step: int, metrics: dict[str, float]) -> None:
         # Counts do not change from step to step: they would only be flat charts.
-        named = {f"eval/{self._split}/{k}": v for k, v in self._metrics.items() if not k.startswith("num_")}
+        named = {f"eval/{self._split}/{k}": v for k, v in metrics.items() if not k.startswith("num_")}
         self._tracker.log_metrics(named, step)
-        self._say(step=step, steps=self._config.train.steps, evaluation=self._metrics, cost_s=self._cost())
-        if self._metrics["num_skipped"]:
-            self._say(
-                message=f"{self._metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped"
-            )
+        self._say(step=step, steps=self._config.train.steps, evaluation=metrics, cost_s=self._cost())
+        if metrics["num_skipped"]:
+            self._say(message=f"{metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped")
         if self._report is not None:
-            self._report(self._metrics | {"step": step, "cost_s": self._cost()})
+            self._report(metrics | {"step": step, "cost_s": self._cost()})
 
     def _cost(self) -> float:
         """Seconds of all workers that the run has taken so far, those before a resume included."""

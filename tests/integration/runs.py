@@ -39,7 +39,7 @@ def write_config(path: Path, data: Path, folder: Path, **sections: Any) -> Path:
         "losses": [{"name": "triplet"}, {"name": "proxy_anchor", "weight": 0.1}],
         "optim": {"backbone_lr": 2e-3, "head_lr": 2e-3, "bank_lr": 1e-2, "warmup_steps": 3, "clip_norm": 5.0},
         "train": {"steps": 20, "log_every": 1, "checkpoint_every": 8, "bank_start": "class_means"},
-        "evaluation": {"batch_size": 64, "gallery_queries": 3},
+        "evaluation": {"batch_size": 64, "gallery_queries": 3, "report": False},  # which takes seconds
         "resources": {"workers": 1, "device": "cpu"},
         "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "experiment": "tests"},
     }

@@ -49,8 +49,8 @@ def wait_for(condition: object, process: subprocess.Popen[str], seconds: float =
 def test_train_and_evaluate(config_file: Path, tmp_path: Path) -> None:
     """All of a run: figures, files, the MLflow run, and the same figures from its checkpoint."""
     figures = tmp_path / "figures.json"
-    done = run("train", config_file, "--local", "--json", figures)
-    for text in ("step", "samples/s", "ETA", "recall_at_1", "raw pixels", "mlflow ui", "checkpoint"):
+    done = run("train", config_file, "evaluation.report=true", "--local", "--json", figures)
+    for text in ("step", "samples/s", "ETA", "recall_at_1", "95 % interval", "raw pixels", "mlflow ui", "checkpoint"):
         assert text in done.stdout
     result = json.loads(figures.read_text())
     assert {"recall_at_1", "recall_at_8", "precision_at_1", "r_precision", "map_at_r", "nmi"} <= set(result["metrics"])

@@ -200,13 +200,14 @@ def test_samples_lost_to_the_evaluation_are_counted(
 ) -> None:
     num_lost = flip_most(copy, "test", 0.2)
     config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
-    task = task_of(config, "damaged", ALLOW_MANY, "train.steps=2", "train.bank_start=random")
+    options = (ALLOW_MANY, "train.steps=2", "train.bank_start=random", "evaluation.report=true")
+    task = task_of(config, "damaged", *options)
     metrics = gloo_pool.run(num_ranks, work_on_rank, task)[0]["metrics"]
     assert metrics["num_skipped"] == num_lost
     assert metrics["num_queries"] == len(Index.load(copy).split("test")) - num_lost
     said = (Path(task.folder) / "progress.jsonl").read_text()
     assert f"{num_lost} samples to evaluate could not be read" in said
-    assert (Path(task.folder) / "retrieval_gallery.png").is_file()
+    assert (Path(task.folder) / "report" / "retrieval_gallery.png").is_file()
 
 
 def test_shards_that_offline_mining_needs_are_asked_for_before_the_start(

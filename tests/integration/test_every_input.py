@@ -102,5 +102,5 @@ def test_from_files_to_figures(write: Any, tmp_path: Path) -> None:
     assert not result["skipped"]
     assert result["metrics"]["num_queries"] > 0
     assert set(result["raw_pixels"]) <= set(result["metrics"])
-    assert (tmp_path / "runs" / "small" / "retrieval_gallery.png").is_file()
+    assert (tmp_path / "runs" / "small" / "report" / "retrieval_gallery.png").is_file()
     assert main(["verify", str(tmp_path / "packed")]) == 0

@@ -23,17 +23,21 @@ from dmlscale.data.index import Index
 from dmlscale.data.inputs import InputKind
 from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
+from dmlscale.data.reader import Reader
 from dmlscale.data.sources import Item, OpenSource
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, raw_pixels
-from dmlscale.launch.build import build_embedder, build_eval_batches
+from dmlscale.evaluation.figures.retrieval_gallery import retrieval_gallery
+from dmlscale.launch.build import build_decoder, build_embedder, build_eval_batches
 from dmlscale.launch.evaluation import Evaluator
+from dmlscale.launch.evaluation_report import pictures_of
 from tests.distributed.pool import GlooPool
 from tests.evaluation.oracles import brute_force
 from tests.integration.runs import CPU, task_of, work_on_rank, write_config
 
 SIDE = 32
 SPLITS = ("data.eval_split=query", "data.gallery_split=gallery")
+REPORT = "evaluation.report=true"
 MARKS = {"query": 0, "gallery": 255, "train": 128}  # first pixel: tells where a picture on the figure comes from
 NUM_LONE, NUM_QUERIES, NUM_GALLERY = 2, 16, 28
 
@@ -92,18 +96,24 @@ def run(*arguments: str | Path) -> str:
 
 def test_train_and_evaluate(config_file: Path, patterns: Path, tmp_path: Path) -> None:
     figures, again = tmp_path / "figures.json", tmp_path / "again.json"
-    said = run("train", config_file, *SPLITS, "train.steps=5", "--local", "--json", figures)
+    said = run("train", config_file, *SPLITS, "train.steps=5", REPORT, "--local", "--json", figures)
     assert "query split of patterns" in said
     result = json.loads(figures.read_text())
     metrics = result["metrics"]
     assert {"recall_at_1", "recall_at_8", "precision_at_1", "r_precision", "map_at_r", "nmi"} <= set(metrics)
     counts = {name: value for name, value in metrics.items() if name.startswith("num_")}
+    parts = [counts.pop(f"num_open_set_{part}") for part in ("gallery", "known", "unknown")]
+    assert min(parts) > 0
+    assert sum(parts) == NUM_QUERIES + NUM_LONE + NUM_GALLERY  # queries and gallery together
     assert counts == {
         "num_queries": NUM_QUERIES,
         "num_lone_queries": NUM_LONE,
         "num_skipped": 0,
         "num_gallery": NUM_GALLERY,
         "num_classes": 11,
+        "num_map_queries": NUM_QUERIES,
+        "num_same_pairs": 8 * 10 + 1 + 3,  # of queries and gallery together
+        "num_different_pairs": 46 * 45 // 2 - 84,
     }
     assert result["raw_pixels"] == pytest.approx(raw_pixels_by_brute_force(config_file), abs=1e-12)
 
@@ -112,7 +122,7 @@ def test_train_and_evaluate(config_file: Path, patterns: Path, tmp_path: Path) -
     assert {"eval/query/recall_at_1", "eval/query/map_at_r", "eval/query/raw_pixels/recall_at_1"} <= set(
         tracked.data.metrics
     )
-    assert (Path(result["folder"]) / "retrieval_gallery.png").stat().st_size > 0
+    assert (Path(result["folder"]) / "report" / "retrieval_gallery.png").stat().st_size > 0
 
     assert main(["evaluate", result["folder"], "--local", "--json", str(again)]) == 0
     assert json.loads(again.read_text())["metrics"] == metrics
@@ -134,10 +144,10 @@ def test_the_same_figures_at_any_number_of_workers(gloo_pool: GlooPool, config_f
     """Batches of eight samples: three ranks take parts of either split, and some none of one."""
     figures = {}
     for num_ranks in (1, 2, 3):
-        task = task_of(config_file, f"w{num_ranks}", *SPLITS, "train.steps=2", "evaluation.batch_size=8")
+        task = task_of(config_file, f"w{num_ranks}", *SPLITS, "train.steps=2", "evaluation.batch_size=8", REPORT)
         results = gloo_pool.run(num_ranks, work_on_rank, task)
         assert all(result["metrics"] == results[0]["metrics"] for result in results)
-        assert (Path(task.folder) / "retrieval_gallery.png").is_file()
+        assert (Path(task.folder) / "report" / "retrieval_gallery.png").is_file()
         figures[num_ranks] = results[0]
     for num_ranks in (2, 3):
         for part in ("metrics", "raw_pixels"):
@@ -150,8 +160,8 @@ def test_the_picture_shows_neighbours_from_the_gallery(config_file: Path) -> Non
     evaluator = Evaluator(config, index, World(), CPU)
     _, local = evaluator.model(build_embedder(config))
     assert isinstance(local, Embedded)
-    figure = evaluator.gallery(local)
-    assert figure is not None
+    pictures = pictures_of(Reader(index, build_decoder(config, index)))
+    figure = retrieval_gallery(evaluator.shown(local), pictures)
     drawn = [np.asarray(axes.images[0].get_array())[0, 0] for axes in figure.axes if axes.images]
     assert drawn.count(MARKS["query"]) == 5
     assert drawn.count(MARKS["gallery"]) == 5 * 7

@@ -62,12 +62,17 @@ def check_cheap(config: Config) -> None:
     """
     require_faiss()
     build_embedder(config)
-    _check_terms(config)
+    check_terms(config)
     if config.model.batch_norm == "sync" and config.resources.device == "cpu":
         raise LaunchError("model.batch_norm=sync needs GPUs; use frozen or local with resources.device=cpu")
 
 
-def _check_terms(config: Config) -> None:
+def check_terms(config: Config) -> None:
+    """Whether each loss can work with what is set for it.
+
+    Raises:
+        LaunchError: names the key.
+    """
     for n, term in enumerate(config.losses):
         loss, where = LOSSES[term.name](**term.options), f"losses.{n}"
         if term.memory_start and not term.memory_size:

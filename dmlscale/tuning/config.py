@@ -12,6 +12,7 @@ from dmlscale.config.load import ConfigError, check_config, override_values, rea
 from dmlscale.config.schema import Config
 from dmlscale.config.section import Section
 from dmlscale.data.hold_out import VALIDATION_SPLIT
+from dmlscale.data.storage.storage import Storage
 from dmlscale.tuning.space import Space
 
 
@@ -99,7 +100,7 @@ class Sweep:
 
     def as_values(self) -> dict[str, Any]:
         """What a resumed sweep must have in common with its beginning."""
-        settings = self.settings.model_dump(mode="json", exclude={"concurrent", "time_budget_minutes", "name"})
+        settings = self.settings.model_dump(mode="json", exclude={"name"})
         return {"sweep": settings, "base": self.base, "space": self.space_values}
 
 
@@ -124,15 +125,17 @@ def load_sweep(path: str, overrides: list[str]) -> Sweep:
     base = values["base"]
     if isinstance(base, str):
         base = read_values(Path(path).parent / base)
-    for key, value in _changes(values, path).items():
+    for key, value in _changes(values, path):
         set_value(base, key, value)
     base = override_values(base, [text.removeprefix("base.") for text in overrides if text.startswith("base.")])
+    checked = check_config(base, f"{path}: base")
     rest = [text for text in overrides if not text.startswith("base.")]
     for text in rest:
-        if not text.startswith(("sweep.", "space.")):
+        if not text.startswith("sweep."):
             raise ConfigError(f"{text!r}: begin with sweep., as sweep.trials=8, or with base., as base.train.steps=200")
     values = override_values({"sweep": values.get("sweep") or {}, "space": values["space"]}, rest)
-    losses = [term.name for term in check_config(base, f"{path}: base").losses]
+    base["data"]["path"] = Storage.open(checked.data.path).root  # drivers of trials run in another folder
+    losses = [term.name for term in checked.losses]
     try:
         settings = SweepConfig.model_validate(values["sweep"])
     except ValidationError as error:
@@ -140,11 +143,11 @@ def load_sweep(path: str, overrides: list[str]) -> Sweep:
     return Sweep(settings, base, Space.parse(values["space"], losses), values["space"], path)
 
 
-def _changes(values: dict[str, Any], path: str) -> dict[str, Any]:
+def _changes(values: dict[str, Any], path: str) -> list[tuple[str, Any]]:
     changes = values.get("set") or {}
-    if not isinstance(changes, dict):
+    if not isinstance(changes, dict) or not all(isinstance(key, str) for key in changes):
         raise ConfigError(f"{path}: set must hold dotted keys, e.g. {{train.steps: 300}}")
-    return changes
+    return list(changes.items())
 
 
 def _line(error: Any) -> str:

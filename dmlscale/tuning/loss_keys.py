@@ -28,6 +28,11 @@ def options_of(loss: str) -> dict[str, Any]:
     return {**options, **OWN_KEYS}
 
 
+def kept_keys(loss: str) -> tuple[str, ...]:
+    """Keys of the base config's loss that hold for another one that is drawn in its place."""
+    return ("weight", "bank_lr", "bank_weight_decay") if LOSSES[loss].block == "classes" else ("weight",)
+
+
 def require_option(key: str, losses: Sequence[str]) -> None:
     """Refuses a key that not all of the losses have.
 

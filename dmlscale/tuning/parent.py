@@ -15,9 +15,10 @@ from dmlscale.tracking.tracker import Status
 from dmlscale.tuning.config import Sweep, SweepConfig
 from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.results import Comparison
-from dmlscale.tuning.summary import as_markdown, summary_table
+from dmlscale.tuning.summary import as_markdown, in_order, summary_table
 
 _SHOWN = 15  # trials in the description
+_COMPARED = 50  # runs that a page still shows, and whose ids leave room in the description
 _MOST_LETTERS = 8000  # of a description
 
 
@@ -62,13 +63,14 @@ class Parent:
     def close_child(self, outcome: Outcome) -> None:
         """Ends the run of a trial whose processes are gone."""
         if outcome.run_id:
-            status: Status = "KILLED" if outcome.status == "stopped" else "FAILED"
+            status: Status = "FAILED" if outcome.status == "failed" else "KILLED"
             close_child(self.uri, outcome.run_id, Path(outcome.folder), status, outcome.reason)
 
     def compare_path(self, outcomes: Sequence[Outcome]) -> str:
-        """The page that compares all trials that were evaluated: it offers only metrics that all of its runs have."""
+        """The page that compares evaluated trials, at most 50: it offers only metrics that all of its runs have."""
         evaluated = [outcome.run_id for outcome in outcomes if outcome.run_id and outcome.curve]
-        return compare_path(self.experiment_id, evaluated or [outcome.run_id for outcome in outcomes if outcome.run_id])
+        chosen = evaluated or [outcome.run_id for outcome in outcomes if outcome.run_id]
+        return compare_path(self.experiment_id, chosen[:_COMPARED])
 
     def charts_path(self, settings: SweepConfig) -> str:
         """The page with the curves of all trials, best first."""
@@ -115,7 +117,9 @@ class Parent:
     ) -> str:
         settings, data = sweep.settings, sweep.base_config.data
         links = [f"[curves of all trials]({self.charts_path(settings)})"]
-        links.append(f"[compare all trials]({self.compare_path(outcomes)})")
+        ordered = [outcome for _, outcome in in_order(outcomes, settings.metric, settings.mode)]
+        which = "all trials" if len(ordered) <= _COMPARED else f"the best {_COMPARED} trials"
+        links.append(f"[compare {which}]({self.compare_path(ordered)})")
         if final:
             links.append(f"[compare the final runs]({self.compare_path(final)})")
         model = sweep.base_config.tracking.registered_model

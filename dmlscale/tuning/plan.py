@@ -8,13 +8,33 @@ from typing import Any
 import optuna
 
 from dmlscale.config.load import ConfigError, check_config
+from dmlscale.config.schema import Config
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.preflight import check_terms
 from dmlscale.tuning.config import Sweep
 from dmlscale.tuning.draw import grid_draws, optuna_space, random_draws
-from dmlscale.tuning.selection import final_values, trial_values
+from dmlscale.tuning.early_stop import grace_steps
+from dmlscale.tuning.selection import check_metric, check_selection, final_values, trial_values
 
 BEST, DEFAULTS = "best", "defaults"
 _TRIED = 64  # draws of a searcher that are looked at before it starts
+
+
+def check_sweep(sweep: Sweep) -> tuple[list[dict[str, Any]] | None, Config]:
+    """Finds all that is wrong with a sweep before there is a folder, a run or a cluster.
+
+    Returns:
+        What `search_trials` does, and a config of a trial, with the base's settings.
+
+    Raises:
+        LaunchError: says what.
+    """
+    check_selection(sweep)
+    check_metric(sweep)
+    any_trial = check_config(trial_values(sweep.base, sweep.settings), sweep.file)
+    if sweep.settings.scheduler == "asha":
+        grace_steps(any_trial, sweep.settings)
+    return search_trials(sweep), any_trial
 
 
 def search_trials(sweep: Sweep) -> list[dict[str, Any]] | None:
@@ -73,7 +93,7 @@ def _trial(number: int, values: dict[str, Any], drawn: dict[str, Any], sweep: Sw
 def _check_all(sweep: Sweep, draws: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     for values, drawn in draws:
         try:
-            check_config(trial_values(values, sweep.settings), sweep.file)
-        except ConfigError as error:
+            check_terms(check_config(trial_values(values, sweep.settings), sweep.file))
+        except (ConfigError, LaunchError) as error:
             shown = ", ".join(f"{key}={value}" for key, value in drawn.items())
             raise LaunchError(f"space: the combination {shown} makes no config:\n{error}") from None

@@ -50,6 +50,18 @@ def final_values(values: Mapping[str, Any], seed: int, *, raw_pixels: bool) -> d
     return changed
 
 
+# What trials must have in common to be compared, and what the sweep itself sets.
+_NOT_SEARCHED = {"data.path", "data.train_split", "data.eval_split", "data.gallery_split", "data.validation_classes"}
+_NOT_SEARCHED |= {"train.steps", "train.eval_every"}
+_GROUPS_NOT_SEARCHED = ("run.", "evaluation.", "tracking.", "resources.")
+
+
+def selects_on_reported(sweep: Sweep) -> bool:
+    """Whether the split that decides is one that is reported in the end."""
+    data = sweep.base_config.data
+    return sweep.settings.select_on in (data.eval_split, data.gallery_split)
+
+
 def check_selection(sweep: Sweep) -> None:
     """Refuses to choose on what is reported, unless asked to.
 
@@ -59,8 +71,12 @@ def check_selection(sweep: Sweep) -> None:
     settings, data = sweep.settings, sweep.base_config.data
     if data.validation_classes:
         raise LaunchError("base: data.validation_classes is set by the sweep: use sweep.validation_classes")
-    reported = {data.eval_split, data.gallery_split}
-    if settings.select_on in reported and not settings.allow_selection_on_test:
+    for parameter in sweep.space.parameters:
+        if parameter.key in _NOT_SEARCHED or parameter.key.startswith(_GROUPS_NOT_SEARCHED):
+            raise LaunchError(
+                f"space: {parameter.key} is the same for all trials of a sweep, or set by it: it cannot be searched"
+            )
+    if selects_on_reported(sweep) and not settings.allow_selection_on_test:
         raise LaunchError(
             f"sweep.select_on={settings.select_on!r} is what the base config reports (data.eval_split): figures of "
             f"settings that were chosen by it are too good, as in much of the literature. Leave "
@@ -88,13 +104,13 @@ def check_metric(sweep: Sweep) -> None:
         )
 
 
-def check_disjoint(config: Config, index: Index, reported: str, settings: SweepConfig) -> None:
+def check_disjoint(config: Config, index: Index, base: Config, settings: SweepConfig) -> None:
     """Whether the classes that decide are in neither of the other splits.
 
     Args:
         config: of a trial.
         index: its dataset.
-        reported: the split that is reported in the end.
+        base: says what is reported in the end.
         settings: of the sweep.
 
     Raises:
@@ -103,7 +119,9 @@ def check_disjoint(config: Config, index: Index, reported: str, settings: SweepC
     if settings.allow_selection_on_test:
         return
     deciding = np.unique(index.split(config.data.eval_split).labels)
-    for other in (config.data.train_split, reported):
+    for other in (config.data.train_split, base.data.eval_split, base.data.gallery_split):
+        if other is None:
+            continue
         shared = np.intersect1d(deciding, index.split(other).labels)
         if len(shared):
             raise LaunchError(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from dmlscale.launch.errors import LaunchError
 from dmlscale.losses.search_space import Choice, Integer, LogUniform, Range
-from dmlscale.tuning.loss_keys import NAME, OWN_KEYS, options_of
+from dmlscale.tuning.loss_keys import NAME, kept_keys, options_of
 from dmlscale.tuning.outcomes import Scalar
 from dmlscale.tuning.parameter import Parameter, with_numbers
 from dmlscale.tuning.read_space import read_parameters
@@ -60,8 +60,8 @@ class Space:
     def settings(self, chooser: Chooser, base_values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Scalar]]:
         """The config of one trial.
 
-        A loss that is not the base config's comes without that one's hyper-parameters; weight, bank_lr and the other
-        keys that every loss has stay.
+        A loss that is not the base config's comes without that one's hyper-parameters, memory and class sampling; its
+        weight stays, and so do the rates of a bank, if it has one.
 
         Args:
             chooser: draws the values.
@@ -169,7 +169,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         parents = key.rpartition(".")[0]
         raise LaunchError(f"space: {key}: {parents} of the base config is a value, not a group of settings")
     if key == NAME and group["name"] != value:
-        kept = {option: own for option, own in group.items() if option in OWN_KEYS}
+        kept = {option: own for option, own in group.items() if option in kept_keys(value)}
         group.clear()
         group.update({"name": value, **kept})
     group[last] = value

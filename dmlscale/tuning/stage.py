@@ -12,15 +12,13 @@ from typing import Any
 
 import optuna
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.stopper import CombinedStopper, Stopper, TimeoutStopper
 
 from dmlscale.config.schema import Config
-from dmlscale.launch.errors import LaunchError
 from dmlscale.tuning.config import SweepConfig
-from dmlscale.tuning.trial import END_FILE, Place, end_trial, read_json, read_outcome, train_trial
-from dmlscale.tuning.watch import Plateau, StageWatch, Told
+from dmlscale.tuning.early_stop import RememberingASHA, grace_steps, stopper
+from dmlscale.tuning.trial import END_FILE, Place, begin_trial, end_trial, read_json, read_outcome, train_trial
+from dmlscale.tuning.watch import StageWatch, Told
 
 Trial = dict[str, Any]
 """What a trial is given: its ``name``, complete config ``values``, and what was ``drawn``."""
@@ -61,7 +59,7 @@ class Stage:
         return self.settings.trials if self.trials is None else len(self.trials)
 
 
-def run_stage(stage: Stage, watch: StageWatch, *, scheduled: bool) -> set[str]:
+def run_stage(stage: Stage, watch: StageWatch, *, scheduled: bool) -> bool:
     """Runs the trials that have not ended yet. What became of them is in their folders.
 
     Args:
@@ -70,10 +68,10 @@ def run_stage(stage: Stage, watch: StageWatch, *, scheduled: bool) -> set[str]:
         scheduled: whether trials may be stopped before their end.
 
     Returns:
-        Names of the trials that were begun. A folder of another name is of a trial that a kill made Tune forget.
+        Whether all trials have ended; False if someone asked the sweep to stop.
     """
     os.environ.update({key: value for key, value in _SETTINGS.items() if key not in os.environ})
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = Path(stage.place.folder) / "tune"
     # Nothing of the workers' resources: drivers only wait, and would hold what their own workers wait for.
@@ -81,28 +79,35 @@ def run_stage(stage: Stage, watch: StageWatch, *, scheduled: bool) -> set[str]:
     if tune.Tuner.can_restore(str(storage)):
         tuner = tune.Tuner.restore(str(storage), trainable=driver, resume_unfinished=True)
     else:
-        plateau = _plateau(stage.settings) if scheduled else None
-        tuner = tune.Tuner(
-            driver,
-            param_space={"trial": tune.grid_search(list(stage.trials))} if stage.trials is not None else None,
-            tune_config=tune.TuneConfig(
-                num_samples=1 if stage.trials is not None else stage.num_trials,
-                max_concurrent_trials=stage.at_once,
-                search_alg=None if stage.draw is None else _searcher(stage),
-                scheduler=_asha(stage) if scheduled and stage.settings.scheduler == "asha" else None,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=storage.name,
-                storage_path=str(storage.parent),
-                verbose=0,
-                callbacks=[Told(stage.place.folder)],
-                stop=_stopper(stage.settings, plateau) if scheduled else None,
-            ),
-        )
+        tuner = _new_tuner(stage, driver, storage, scheduled)
     with watch:
         results = tuner.fit()
-    return {name_of(result.config or {}, Path(result.path).name) for result in results if result.config}
+    num_ended = results.num_terminated + results.num_errors
+    has_budget = scheduled and stage.settings.time_budget_minutes is not None
+    is_short = len(results) < stage.num_trials and not has_budget
+    return not (watch.was_interrupted or num_ended < len(results) or is_short)
+
+
+def _new_tuner(stage: Stage, driver: Any, storage: Path, scheduled: bool) -> tune.Tuner:
+    given, settings = stage.trials, stage.settings
+    return tune.Tuner(
+        driver,
+        param_space=None if given is None else {"trial": tune.grid_search(list(given))},
+        tune_config=tune.TuneConfig(
+            num_samples=stage.num_trials if given is None else 1,
+            max_concurrent_trials=stage.at_once,
+            search_alg=None if stage.draw is None else _searcher(stage),
+            scheduler=_asha(stage) if scheduled and settings.scheduler == "asha" else None,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=storage.name,
+            storage_path=str(storage.parent),
+            verbose=0,
+            callbacks=[Told(stage.place.folder)],
+            stop=stopper(settings, stage.config.train.steps) if scheduled else None,
+        ),
+    )
 
 
 def name_of(config: Mapping[str, Any], trial_id: str) -> str:
@@ -121,8 +126,7 @@ def _driver_of(place: Place) -> Callable[[dict[str, Any]], None]:
             outcome = read_outcome(folder)
             tune.report({**outcome.metrics, "step": outcome.steps})
             return
-        # A kill of the sweep may have left a failure: the workers died before their driver.
-        (folder / END_FILE).unlink(missing_ok=True)
+        begin_trial(folder, given["drawn"])
         started = time.monotonic()
         try:
             train_trial(name, given["values"], given["drawn"], place)
@@ -145,34 +149,15 @@ def _searcher(stage: Stage) -> OptunaSearch:
     )
 
 
-def _asha(stage: Stage) -> ASHAScheduler:
-    train, settings = stage.config.train, stage.settings
-    grace = settings.grace_steps or train.eval_every
-    if not train.eval_every or grace >= train.steps:
-        raise LaunchError(
-            f"sweep.scheduler=asha compares trials on the way: set train.eval_every below train.steps={train.steps} "
-            f"(now {train.eval_every}), grace steps too (now {grace}), or sweep.scheduler=none"
-        )
-    return ASHAScheduler(
+def _asha(stage: Stage) -> RememberingASHA:
+    steps, settings = stage.config.train.steps, stage.settings
+    return RememberingASHA(
+        stage.place.folder,
         time_attr="step",
         metric=settings.metric,
         mode=settings.mode,
-        max_t=train.steps,
-        grace_period=grace,
+        max_t=steps - 1,  # no rung at the last step: a trial that reports it has still to write its figures
+        grace_period=grace_steps(stage.config, settings),
         reduction_factor=settings.reduction_factor,
-        stop_last_trials=False,  # a trial that reports its last step has still to write its figures
+        stop_last_trials=False,
     )
-
-
-def _plateau(settings: SweepConfig) -> Plateau | None:
-    if settings.plateau_evaluations is None:
-        return None
-    n = settings.plateau_evaluations
-    return Plateau(settings.metric, std=settings.plateau_deviation, num_results=n, grace_period=n)
-
-
-def _stopper(settings: SweepConfig, plateau: Plateau | None) -> Stopper | None:
-    stoppers: list[Stopper] = [] if plateau is None else [plateau]
-    if settings.time_budget_minutes is not None:
-        stoppers.append(TimeoutStopper(settings.time_budget_minutes * 60))
-    return CombinedStopper(*stoppers) if stoppers else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,20 @@ from dmlscale.launch.cluster import check_resources, ray_cluster, runs_at_once
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.export import export_of_run
 from dmlscale.launch.tracked import marked_failed_on_error
+from dmlscale.tracking.provenance import cluster_tags, git_tags
 from dmlscale.tracking.store import dashboard_address, dashboard_command, is_server, resolve_uri, run_url
 from dmlscale.tuning.config import Sweep, load_sweep
 from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.parent import Parent, command_of
-from dmlscale.tuning.plan import BEST, OptunaDraw, final_trials, search_trials
+from dmlscale.tuning.plan import BEST, OptunaDraw, check_sweep, final_trials
 from dmlscale.tuning.results import BEST_FILE, compare, draw_figures, write_best, write_tables
-from dmlscale.tuning.selection import SELECTED_ON_TEST, check_disjoint, check_metric, check_selection, trial_values
+from dmlscale.tuning.selection import SELECTED_ON_TEST, check_disjoint, selects_on_reported
 from dmlscale.tuning.stage import Stage, name_of, run_stage
-from dmlscale.tuning.trial import Place, end_trial, read_json, read_outcome, read_outcomes, write_json
+from dmlscale.tuning.sweep_folder import DONE_FILE, SWEEP_FILE, sweep_folder
+from dmlscale.tuning.trial import Place, end_trial, read_outcomes, write_json
 from dmlscale.tuning.trials_table import TrialsTable
 from dmlscale.tuning.watch import StageWatch
 
-SWEEP_FILE = "sweep.json"
 EXIT_RESUME_ME = 75
 FORGOTTEN = "forgotten when the sweep was killed"
 
@@ -51,31 +51,33 @@ def tune(config_file: str, overrides: list[str], *, resume: bool) -> int:
     sweep = load_sweep(config_file, overrides)
     if resume and sweep.settings.name is None:
         raise LaunchError("--resume needs the name of the sweep to continue: add sweep.name=...")
-    check_selection(sweep)
-    check_metric(sweep)
-    trials = search_trials(sweep)
+    trials, any_trial = check_sweep(sweep)
     base = run_folder.resolve(sweep.base_config, "base")
-    any_trial = check_config(trial_values(base.model_dump(mode="json"), sweep.settings), config_file)
     preflight.check_cheap(base)
     check_resources(base.resources)
     uri = resolve_uri(base.tracking.uri, folder=Path(base.run.folder).parent)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config_file).stem).lstrip("._-") or "sweep"
-    name = sweep.settings.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = _open_folder(Path(base.run.folder) / name, sweep, resume)
-    preflight.check_data(base, preflight.prepare_data(base, print))
-    index = open_index(any_trial)
-    preflight.check_data(any_trial, index)
-    preflight.check_batch(any_trial, index)
-    check_disjoint(any_trial, index, base.data.eval_split, sweep.settings)
-    tags = {"sweep": name, **(SELECTED_ON_TEST if sweep.settings.allow_selection_on_test else {})}
-    with ray_cluster(base.resources, with_dashboard=True):
-        _require_dashboard()
-        parent = Parent.open(sweep, base, uri, name, folder, tags)
-        write_json(folder / SWEEP_FILE, sweep.as_values())
-        run = _Run(sweep, base, any_trial, folder, parent, tags)
-        print(f"sweep {name}  {run.at_once} trial(s) at a time  folder {folder}", flush=True)
-        with marked_failed_on_error(uri, parent.run_id), _terminated_like_interrupted():
-            return run.both_stages(trials)
+    folder = Path(base.run.folder) / (sweep.settings.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    with sweep_folder(folder, sweep, resume=resume):
+        if (folder / DONE_FILE).exists():
+            print(f"{folder} is complete: nothing is left to do")
+            return 0
+        preflight.check_data(base, preflight.prepare_data(base, print))
+        index = open_index(any_trial)
+        preflight.check_data(any_trial, index)
+        preflight.check_batch(any_trial, index)
+        check_disjoint(any_trial, index, base, sweep.settings)
+        tags = {"sweep": folder.name, **git_tags(Path.cwd()), **cluster_tags()}
+        if selects_on_reported(sweep):
+            tags |= SELECTED_ON_TEST
+        with ray_cluster(base.resources, with_dashboard=True):
+            _require_dashboard()
+            parent = Parent.open(sweep, base, uri, folder.name, folder, tags)
+            write_json(folder / SWEEP_FILE, sweep.as_values())
+            run = _Run(sweep, base, any_trial, folder, parent, tags)
+            print(f"sweep {folder.name}  {run.at_once} trial(s) at a time  folder {folder}", flush=True)
+            with marked_failed_on_error(uri, parent.run_id), _terminated_like_interrupted():
+                return run.both_stages(trials)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class _Run:
         self._show(outcomes, final)
         self._export(final)
         self.parent.end("FINISHED")
+        write_json(self.folder / DONE_FILE, {})
         return 0
 
     def _stage(self, name: str, trials: list[dict[str, Any]] | None, *, scheduled: bool) -> list[Outcome] | None:
@@ -133,15 +136,29 @@ class _Run:
         )
         draw = None if trials is not None else OptunaDraw(self.sweep)
         stage = Stage(place, self.sweep.settings, trials, draw, self.any_trial, self.at_once)
-        begun = run_stage(stage, self._watch(stage), scheduled=scheduled)
-        for outcome in read_outcomes(self.folder / name):
-            if outcome.status != "finished" and outcome.trial not in begun and outcome.reason != FORGOTTEN:
-                end_trial(Path(outcome.folder), "stopped", FORGOTTEN, outcome.seconds)
-                self.parent.close_child(read_outcome(Path(outcome.folder)))
-        outcomes = read_outcomes(self.folder / name)
-        num_open = sum(outcome.status in ("running", "pending") for outcome in outcomes)
-        was_cut = len(begun) < stage.num_trials and self.sweep.settings.time_budget_minutes is None
-        return None if num_open or was_cut else outcomes
+        has_ended = False
+        try:
+            has_ended = run_stage(stage, self._watch(stage), scheduled=scheduled)
+        finally:
+            self._close_open(self.folder / name, for_good=has_ended)
+        return read_outcomes(self.folder / name) if has_ended else None
+
+    def _close_open(self, folder: Path, *, for_good: bool) -> None:
+        """Ends the MLflow runs of trials whose processes are gone, so that none is RUNNING for ever.
+
+        Args:
+            folder: of the stage.
+            for_good: the stage is over, so a trial without an end is one that a kill made Tune forget.
+        """
+        for outcome in read_outcomes(folder):
+            if outcome.status in ("running", "pending"):
+                reason = FORGOTTEN if for_good else "stopped with the sweep"
+                if for_good:
+                    end_trial(Path(outcome.folder), "stopped", reason, outcome.seconds)
+                outcome = replace(outcome, status="stopped", reason=reason)
+            if outcome.status != "finished":
+                with suppress(Exception):  # a tracker that is away; what a trial recorded stays in its folder
+                    self.parent.close_child(outcome)
 
     def _watch(self, stage: Stage) -> StageWatch:
         settings, started = self.sweep.settings, time.monotonic()
@@ -164,8 +181,12 @@ class _Run:
         self.parent.show(self.sweep, outcomes, final, comparison, files)
         Console().print(TrialsTable(outcomes, settings.metric, settings.mode, steps=self.any_trial.train.steps))
         if comparison is not None:
-            print(f"\n{settings.metric} on {data.eval_split}, never looked at before:")
+            looked = ", which also decided" if selects_on_reported(self.sweep) else ", never looked at before"
+            print(f"\n{settings.metric} on {data.eval_split}{looked}:")
             print(f"  best        {comparison.best}\n  defaults    {comparison.defaults}\n{comparison.verdict}")
+        elif final:
+            reasons = "; ".join(f"{outcome.trial} {outcome.status}: {outcome.reason}" for outcome in final)
+            print(f"\nbest and defaults cannot be compared: {reasons}")
         if (self.folder / BEST_FILE).exists():
             print(f"\nbest config   {self.folder / BEST_FILE}")
         address = dashboard_address(self.parent.uri)
@@ -178,7 +199,7 @@ class _Run:
     def _export(self, final: list[Outcome]) -> None:
         """The model of the best settings, of the first seed: which of the seeds is best must not be chosen by test."""
         for outcome in final:
-            if outcome.drawn["settings"] == BEST and outcome.status == "finished":
+            if outcome.status == "finished" and outcome.drawn["settings"] == BEST:
                 folder = Path(outcome.folder)
                 export_of_run(str(folder), folder, self.base.tracking.registered_model)
                 return
@@ -202,32 +223,6 @@ def best_config(winner: Outcome, base: Config) -> Config:
     return config.model_copy(
         update={"data": data, "evaluation": base.evaluation, "run": base.run, "tracking": base.tracking}
     )
-
-
-def _open_folder(folder: Path, sweep: Sweep, resume: bool) -> Path:
-    """The sweep's folder, new or to be continued.
-
-    Raises:
-        LaunchError: it is taken, cannot be written, or was begun with other settings.
-    """
-    before = read_json(folder / SWEEP_FILE)
-    if before and not resume:
-        raise LaunchError(f"{folder} holds a sweep already: add --resume to continue it, or choose another sweep.name")
-    # What JSON makes of tuples and the like must not count as a change.
-    now = json.loads(json.dumps(sweep.as_values()))
-    if before and before != now:
-        changed = [key for key in now if before.get(key) != now[key]]
-        raise LaunchError(
-            f"{folder} was begun with another {' and another '.join(changed)} ({folder / SWEEP_FILE}): set it back, or "
-            "choose another sweep.name"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / ".writable", {})
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
-    return folder
 
 
 def _require_dashboard() -> None:

@@ -61,8 +61,6 @@ def train_trial(name: str, values: dict[str, Any], drawn: dict[str, Any], place:
     started = time.monotonic()
     config, folder = open_trial(name, values, place)
     index = open_index(config)
-    preflight.check_cheap(config)
-    preflight.check_data(config, index, say=lambda text: None)
     run_id = start_run(
         config,
         index,
@@ -74,6 +72,8 @@ def train_trial(name: str, values: dict[str, Any], drawn: dict[str, Any], place:
         without=("run.name", "run.folder", *_unsearched_options(config, drawn)),
     )
     write_json(folder / TRIAL_FILE, {"drawn": drawn, "run_id": run_id})
+    preflight.check_cheap(config)
+    preflight.check_data(config, index, say=lambda text: None)
     run_folder.write_config(config, index, folder)
     task = Task("train", config.model_dump(mode="json"), str(folder), None, place.tracking_uri, run_id)
     result = fit(task, config.resources, callbacks=[TuneReportCallback()])
@@ -111,7 +111,10 @@ def read_outcome(folder: Path) -> Outcome:
     curve: dict[int, dict[str, float]] = {}
     progress = folder / "progress.jsonl"
     for line in progress.read_text().splitlines() if progress.exists() else ():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a full disk may cut a line off
+            continue
         if "evaluation" in entry:
             curve[entry["step"]] = {**entry["evaluation"], "cost_s": entry["cost_s"]}
     points = tuple(sorted(curve.items()))
@@ -129,12 +132,19 @@ def read_outcome(folder: Path) -> Outcome:
 
 def read_outcomes(stage_folder: Path) -> list[Outcome]:
     """All trials of a stage, by name."""
-    return [read_outcome(path) for path in sorted(stage_folder.glob("*/")) if (path / "checkpoints").is_dir()]
+    return [read_outcome(path) for path in sorted(stage_folder.glob("*/")) if (path / TRIAL_FILE).is_file()]
+
+
+def begin_trial(folder: Path, drawn: dict[str, Any]) -> None:
+    """Notes what was drawn, and forgets how an earlier attempt ended: a kill of the sweep ends workers with errors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / END_FILE).unlink(missing_ok=True)
+    if not (folder / TRIAL_FILE).exists():
+        write_json(folder / TRIAL_FILE, {"drawn": drawn, "run_id": ""})
 
 
 def end_trial(folder: Path, status: Status, reason: str, seconds: float) -> None:
     """Notes how a trial ended that could not do so itself."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / END_FILE, {"status": status, "reason": reason, "seconds": seconds})
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import queue
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar
+from types import FrameType, TracebackType
+from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.stopper import TrialPlateauStopper
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from dmlscale.tuning.early_stop import Plateau
 from dmlscale.tuning.outcomes import Outcome
 from dmlscale.tuning.trial import END_FILE, end_trial, read_json, read_outcome
 
@@ -39,7 +40,7 @@ class Told(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """See ``Callback``."""
-        self._tell("reported", trial)
+        self._tell("reported", trial, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See ``Callback``."""
@@ -49,27 +50,38 @@ class Told(Callback):
         """See ``Callback``."""
         self._tell("failed", trial)
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """See ``Callback``."""
         if self._folder in _WATCHES:
             _WATCHES[self._folder].refresh()
 
-    def _tell(self, event: str, trial: Trial) -> None:
+    def _tell(self, event: str, trial: Trial, *details: Any) -> None:
         if self._folder in _WATCHES:
-            getattr(_WATCHES[self._folder], event)(trial)
+            getattr(_WATCHES[self._folder], event)(trial, *details)
 
 
-class Plateau(TrialPlateauStopper):
-    """`TrialPlateauStopper` that remembers whom it stopped."""
+class InterruptNote:
+    """Notes Ctrl-C, for which Tune has a handler of its own while it runs."""
 
-    stopped: ClassVar[set[str]] = set()  # of this process; a copy that Tune restores shares it
+    def __init__(self) -> None:
+        self.came = False
+        self._before = signal.getsignal(signal.SIGINT)
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """See ``Stopper``."""
-        stops = bool(super().__call__(trial_id, result))
-        if stops:
-            self.stopped.add(trial_id)
-        return stops
+    def stop(self) -> None:
+        """Puts back what was in place before Tune's handler, which stays after Tune has ended."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def listen(self) -> None:
+        """From now on; to be called in the main thread, while Tune's handler is in place."""
+        handler = signal.getsignal(signal.SIGINT)
+        if handler != self._note:
+            self._next = handler
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        if callable(self._next):
+            self._next(number, frame)
 
 
 class StageWatch:
@@ -99,6 +111,12 @@ class StageWatch:
         self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
         self._closer = threading.Thread(target=self._close_ended, name="sweep-closer", daemon=True)
         self._shown_at = 0.0
+        self._interrupt = InterruptNote()
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether someone asked the sweep to stop."""
+        return self._interrupt.came
 
     def __enter__(self) -> StageWatch:
         _WATCHES[self._folder] = self
@@ -111,6 +129,7 @@ class StageWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del _WATCHES[self._folder]
+        self._interrupt.stop()
         self._ended.put(None)
         self._closer.join()
         if self._live is not None:
@@ -123,12 +142,11 @@ class StageWatch:
         self._since[name] = time.monotonic()
         self._say(name, "started" if not self._outcomes[name].curve else "goes on")
 
-    def reported(self, trial: Trial) -> None:
+    def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """A trial has been evaluated."""
         outcome = self._outcomes[self._note(trial)]
-        if outcome.curve:
-            shown = "  ".join(f"{key} {outcome.metrics[key]:.4g}" for key in list(outcome.metrics)[:3])
-            self._say(outcome.trial, f"step {outcome.steps}  {shown}")
+        shown = "  ".join(f"{key} {result[key]:.4g}" for key in list(outcome.metrics)[:3] if key in result)
+        self._say(outcome.trial, f"step {result['step']}  {shown}")
 
     def completed(self, trial: Trial) -> None:
         """A trial has finished, or was stopped."""
@@ -148,6 +166,7 @@ class StageWatch:
 
     def refresh(self) -> None:
         """Draws the table again, if it is time."""
+        self._interrupt.listen()
         if self._live is not None and time.monotonic() - self._shown_at > 1.0:
             self._shown_at = time.monotonic()
             self._live.update(self._table(list(self._outcomes.values())), refresh=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def write_sweep(folder: Path, data: Path, **parts: Any) -> Path:
-    """A sweep over a small config: eight trials, of which the two with a huge learning rate diverge."""
+    """A sweep over a small config: eight trials, of which those with a huge learning rate diverge, the first too."""
     base = write_config(
         folder / "small.yaml",
         data,
@@ -50,7 +49,7 @@ def write_sweep(folder: Path, data: Path, **parts: Any) -> Path:
         "space": {
             "losses.name": {"choice": ["triplet", "proxy_anchor"]},
             "losses.margin": {"choice": [0.1, 0.3]},
-            "optim.head_lr": {"choice": [2e-3, 1e30]},
+            "optim.head_lr": {"choice": [1e30, 2e-3]},
         },
     }
     path = folder / "sweep.yaml"
@@ -80,19 +79,29 @@ def children(folder: Path) -> dict[str, Any]:
     return {run.data.tags.get("sweep.trial", "parent"): run for run in runs}
 
 
-def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_path: Path) -> None:
-    sweep, folder = write_sweep(tmp_path, glyphs), tmp_path / "runs" / "s"
-    process = start(sweep)
+def wait_for_finished(process: subprocess.Popen[str], folder: Path, count: int) -> None:
     deadline = time.monotonic() + 300
-    while not finished(folder):
+    while len(finished(folder)) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close() if process.stdout else None
-    before = finished(folder)
+
+
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_path: Path) -> None:
+    sweep, folder = write_sweep(tmp_path, glyphs), tmp_path / "runs" / "s"
+    process = start(sweep)
+    wait_for_finished(process, folder, 1)
+    process.kill()
+    process.communicate()
     time.sleep(5)  # the processes of its cluster end with it
+    process = start(sweep, "--resume")
+    wait_for_finished(process, folder, 2)
+    process.terminate()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, output
+    assert "sweep.name=s --resume" in output
+    assert {run.info.status for run in children(tmp_path).values()} <= {"FINISHED", "FAILED", "KILLED"}
+    before = finished(folder)
 
     refused = start(sweep)
     assert "holds a sweep already: add --resume" in refused.communicate(timeout=100)[0]
@@ -107,6 +116,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_
     assert all("lower the learning rate" in outcomes[name].reason for name in diverged)
     others = [outcome for name, outcome in outcomes.items() if name not in diverged]
     assert {outcome.status for outcome in others} <= {"finished", "stopped"}
+    assert all(outcome.steps < 20 for outcome in others if outcome.status == "stopped")
     for outcome in others:
         assert sorted(curve(outcome.folder)) == list(range(5, outcome.steps + 1, 5)), outcome.trial
 

@@ -53,7 +53,7 @@ def test_an_end_is_written_at_once_or_not_at_all(folder: Path) -> None:
 
 def final(settings: str, seed: int, value: float, status: Any = "finished") -> Outcome:
     curve = ((40, {"recall_at_1": value}),)
-    drawn = {"settings": settings, "run.seed": seed}
+    drawn: dict[str, Any] = {"settings": settings, "run.seed": seed}
     return Outcome(trial=f"{settings}-{seed}", status=status, drawn=drawn, curve=curve)
 
 

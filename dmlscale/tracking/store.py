@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
+
+# Without it a visitor's first page is the one for language models, where experiments look empty.
+_FOR_TRAINING = {"workflowType": "machine_learning"}
 
 
 def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> str:
@@ -60,10 +63,39 @@ def run_url(uri: str, run_id: str, *, port: int = 5000) -> str:
     return f"{dashboard_address(uri, port=port)}/#/runs/{run_id}"
 
 
+def run_path(experiment_id: str, run_id: str) -> str:
+    """The page of a run, from the dashboard's address on: `#/experiments/...`."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{urlencode(_FOR_TRAINING)}"
+
+
+def model_path(name: str) -> str:
+    """The page of a registered model, from the dashboard's address on."""
+    return f"#/models/{quote(name, safe='')}?{urlencode(_FOR_TRAINING)}"
+
+
 def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
     """The page that compares runs, from the dashboard's address on: `#/compare-runs?...`."""
-    runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    return f"#/compare-runs?runs={runs}&experiments={experiments}"
+    values = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([experiment_id])}
+    return f"#/compare-runs?{urlencode(values | _FOR_TRAINING, quote_via=quote)}"
+
+
+def charts_path(experiment_id: str, tags: Mapping[str, str], metric: str, *, descending: bool) -> str:
+    """The page with the curves of all runs that have these tags, from the dashboard's address on.
+
+    Args:
+        experiment_id: theirs.
+        tags: name -> value.
+        metric: that the runs are sorted by. Sorted by their time, children would be folded under their parent, and
+            the charts draw what is in the list alone.
+        descending: whether the largest value comes first.
+    """
+    values = {
+        "searchFilter": " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
+        "orderByKey": f"metrics.`{metric}`",
+        "orderByAsc": "false" if descending else "true",
+        "compareRunsMode": "CHART",
+    }
+    return f"#/experiments/{experiment_id}/runs?{urlencode(values | _FOR_TRAINING, quote_via=quote)}"
 
 
 def dashboard_address(uri: str, *, port: int = 5000) -> str:

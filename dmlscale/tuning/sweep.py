@@ -25,7 +25,7 @@ from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.export import export_of_run
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking.provenance import cluster_tags, git_tags
-from dmlscale.tracking.store import dashboard_address, dashboard_command, is_server, resolve_uri, run_url
+from dmlscale.tracking.store import dashboard_address, dashboard_command, is_server, resolve_uri, run_path
 from dmlscale.tuning.config import Sweep, load_sweep
 from dmlscale.tuning.outcomes import Outcome, best
 from dmlscale.tuning.parent import Parent, command_of
@@ -167,8 +167,8 @@ class _Run:
             elapsed, steps = time.monotonic() - started, self.any_trial.train.steps
             return TrialsTable(outcomes, settings.metric, settings.mode, steps=steps, elapsed=elapsed)
 
-        budget = "" if settings.time_budget_minutes is None else " or at the end of the time budget"
-        return StageWatch(stage.place.folder, name_of, table, self.parent.close_child, f"stopped by ASHA{budget}")
+        reason = "behind the others (ASHA)" + ("" if settings.time_budget_minutes is None else ", or out of time")
+        return StageWatch(stage.place.folder, name_of, table, self.parent.close_child, reason)
 
     def _show(self, outcomes: list[Outcome], final: list[Outcome]) -> None:
         """Table, figures, verdict: to the folder, to MLflow, and to the terminal."""
@@ -193,7 +193,8 @@ class _Run:
         print(f"mlflow run    {self.parent.run_id}  (experiment {self.base.tracking.experiment}, {self.parent.uri})")
         if not is_server(self.parent.uri):
             print(f"dashboard     {dashboard_command(self.parent.uri)}\n              then open")
-        print(f"sweep         {run_url(self.parent.uri, self.parent.run_id)}")
+        print(f"sweep         {address}/{run_path(self.parent.experiment_id, self.parent.run_id)}")
+        print(f"curves        {address}/{self.parent.charts_path(settings)}")
         print(f"compare       {address}/{self.parent.compare_path(outcomes)}")
 
     def _export(self, final: list[Outcome]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,27 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium")]
+from tests.integration.browser import needs_browser, visitor
+from tests.tracking.conftest import free_port
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = needs_browser
 
 
 @pytest.fixture
 def trained(config_file: Path, tmp_path: Path) -> tuple[dict[str, str], str]:
     """The result of a small training, and what it printed."""
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "dmlscale.cli", "train", str(config_file), "--local", "--json", str(figures)]
+    options = ["evaluation.report=true", "--local", "--json", str(figures)]
+    command = [sys.executable, "-m", "dmlscale.cli", "train", str(config_file), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     return json.loads(figures.read_text()), done.stdout
 
@@ -42,9 +32,7 @@ def trained(config_file: Path, tmp_path: Path) -> tuple[dict[str, str], str]:
 @pytest.fixture
 def address(trained: tuple[dict[str, str], str]) -> Iterator[str]:
     """Where the dashboard answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     printed = re.search(r"dashboard\s+(.*mlflow ui .*) --port 5000", trained[1])
     assert printed is not None
     command = printed[1].replace("mlflow ui", f"{sys.executable} -m mlflow ui")
@@ -64,30 +52,21 @@ def address(trained: tuple[dict[str, str], str]) -> Iterator[str]:
         server.wait(20)
 
 
-def shows(page: Page, *texts: str) -> None:
-    """Waits until the page shows every text."""
-    for text in texts:
-        page.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=45_000)
-
-
 def test_the_run_page_shows_metrics_system_and_gallery(
     trained: tuple[dict[str, str], str], address: str, tmp_path: Path
 ) -> None:
     run = trained[0]["tracking_run"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1100})
-        page.goto(f"{address}/#/runs/{run}")
-        shows(page, "Finished", "glyphs/train", "eval/test/recall_at_1", "train/loss", "loss.0.name")
-        here = page.url.split("?")[0]
-        page.goto(f"{here}/model-metrics")
-        shows(page, "eval/test", "recall_at_1", "throughput")
-        page.goto(f"{here}/system-metrics")
-        shows(page, "cpu_utilization_percentage")
-        page.goto(f"{here}/artifacts/figures/retrieval_gallery.png")
-        shows(page, "retrieval_gallery.png")
-        page.wait_for_function(
-            "() => [...document.images].some(picture => picture.naturalHeight > 300)", timeout=45_000
+    with visitor(address, tmp_path) as looks:
+        looks.open(f"#/runs/{run}", "Finished", "glyphs/train", "eval/test/recall_at_1", "train/loss", "loss.0.name")
+        looks.keep("run_page")
+        here = looks.page.url.split("?")[0]
+        looks.open(f"{here}/model-metrics", "eval/test", "throughput")
+        assert [step for step, _ in looks.curves("train/loss")["small"]] == list(range(1, 21))
+        looks.keep("run_metrics")
+        looks.open(f"{here}/system-metrics", "cpu_utilization_percentage")
+        looks.keep("run_system")
+        looks.open(f"{here}/artifacts/figures/retrieval_gallery.png", "config.yaml")
+        looks.sees_picture(
+            "figures/retrieval_gallery.png", tmp_path / "runs" / "small" / "report" / "retrieval_gallery.png"
         )
-        page.screenshot(path=str(tmp_path / "gallery.png"))
-        browser.close()
+        looks.keep("run_gallery")

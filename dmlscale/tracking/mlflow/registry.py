@@ -24,6 +24,8 @@ from dmlscale.tracking.mlflow.runs import require_reachable
 from dmlscale.tracking.store import is_server
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # or it tells of each check
+# or it tells, once the version is there, that it waits for it
+logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
 
 
 class RegistryError(ValueError):

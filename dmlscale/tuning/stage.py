@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.search.optuna import OptunaSearch
 
 from dmlscale.config.schema import Config
@@ -122,7 +123,8 @@ def _driver_of(place: Place) -> Callable[[dict[str, Any]], None]:
         name = name_of(config, tune.get_context().get_trial_id())
         given = config.get("trial", config)
         folder = Path(place.folder) / name
-        if read_json(folder / END_FILE).get("status") == "finished":  # after the last thing that Tune remembers
+        # Ended after the last thing that Tune remembers; what failed then may have done so by the kill.
+        if read_json(folder / END_FILE).get("status") in ("finished", "stopped"):
             outcome = read_outcome(folder)
             tune.report({**outcome.metrics, "step": outcome.steps})
             return
@@ -130,6 +132,8 @@ def _driver_of(place: Place) -> Callable[[dict[str, Any]], None]:
         started = time.monotonic()
         try:
             train_trial(name, given["values"], given["drawn"], place)
+        except RayActorError:  # the sweep is stopping this trial, or was killed: the watch knows
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             end_trial(folder, "failed", reason[0], time.monotonic() - started)

@@ -151,7 +151,7 @@ class StageWatch:
     def completed(self, trial: Trial) -> None:
         """A trial has finished, or was stopped."""
         folder = self._folder_of(trial)
-        if read_json(folder / END_FILE).get("status") != "finished":
+        if read_json(folder / END_FILE).get("status") not in ("finished", "stopped"):
             reason = "its metric did not move" if trial.trial_id in Plateau.stopped else self._stop_reason
             step = int((trial.last_result or {}).get("step", 0))
             end_trial(folder, "stopped", f"{reason}, at step {step}", self._seconds(folder.name))

@@ -63,12 +63,11 @@ def start(sweep: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finished(folder: Path) -> dict[str, tuple[int, float]]:
-    """Trial -> size and time of what it has logged, of those that finished."""
+def ended(folder: Path, *statuses: str) -> dict[str, str]:
+    """Trial -> what it has logged, of those that ended so."""
     ends = folder.glob("trials/*/end.json")
-    done = [end.parent for end in ends if json.loads(end.read_text())["status"] == "finished"]
-    stats = {path.name: (path / "progress.jsonl").stat() for path in done}
-    return {name: (stat.st_size, stat.st_mtime) for name, stat in stats.items()}
+    done = [end.parent for end in ends if json.loads(end.read_text())["status"] in statuses]
+    return {path.name: (path / "progress.jsonl").read_text() for path in done}
 
 
 def children(folder: Path) -> dict[str, Any]:
@@ -79,9 +78,9 @@ def children(folder: Path) -> dict[str, Any]:
     return {run.data.tags.get("sweep.trial", "parent"): run for run in runs}
 
 
-def wait_for_finished(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+def wait_for_ends(process: subprocess.Popen[str], folder: Path, count: int, *statuses: str) -> None:
     deadline = time.monotonic() + 300
-    while len(finished(folder)) < count:
+    while len(ended(folder, *statuses)) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -90,25 +89,26 @@ def wait_for_finished(process: subprocess.Popen[str], folder: Path, count: int) 
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_path: Path) -> None:
     sweep, folder = write_sweep(tmp_path, glyphs), tmp_path / "runs" / "s"
     process = start(sweep)
-    wait_for_finished(process, folder, 1)
+    wait_for_ends(process, folder, 1, "finished")
     process.kill()
     process.communicate()
+    before = ended(folder, "finished", "stopped")
     time.sleep(5)  # the processes of its cluster end with it
     process = start(sweep, "--resume")
-    wait_for_finished(process, folder, 2)
+    wait_for_ends(process, folder, 5, "finished", "stopped", "failed")
     process.terminate()
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75, output
     assert "sweep.name=s --resume" in output
     assert {run.info.status for run in children(tmp_path).values()} <= {"FINISHED", "FAILED", "KILLED"}
-    before = finished(folder)
+    before |= ended(folder, "finished", "stopped")
 
     refused = start(sweep)
     assert "holds a sweep already: add --resume" in refused.communicate(timeout=100)[0]
     assert refused.returncode == 2
 
     output = start(sweep, "--resume").communicate(timeout=600)[0]
-    assert {name: finished(folder)[name] for name in before} == before
+    assert before.items() <= ended(folder, "finished", "stopped").items()
     outcomes = {outcome.trial: outcome for outcome in read_outcomes(folder / "trials")}
     assert len(outcomes) == 8, output
     diverged = [name for name, outcome in outcomes.items() if outcome.drawn["optim.head_lr"] == 1e30]

@@ -78,7 +78,7 @@ def final_trials(sweep: Sweep, best: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{which}-seed-{seed}",
-            "values": final_values(values, seed, raw_pixels=which == BEST and seed == first),
+            "values": final_values(values, seed, with_report=which == BEST and seed == first),
             "drawn": {"settings": which, "run.seed": seed},
         }
         for seed in range(first, first + sweep.settings.repeats)

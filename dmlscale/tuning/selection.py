@@ -39,14 +39,15 @@ def trial_values(values: Mapping[str, Any], settings: SweepConfig) -> dict[str, 
     return changed
 
 
-def final_values(values: Mapping[str, Any], seed: int, *, raw_pixels: bool) -> dict[str, Any]:
+def final_values(values: Mapping[str, Any], seed: int, *, with_report: bool) -> dict[str, Any]:
     """Config values of a final run: all training classes, the test split evaluated once, after the last step."""
     changed = copy.deepcopy(dict(values))
     set_value(changed, "data.validation_classes", 0)
     set_value(changed, "train.eval_every", 0)
     set_value(changed, "run.seed", seed)
-    if not raw_pixels:
+    if not with_report:
         set_value(changed, "evaluation.raw_pixels", False)
+        set_value(changed, "evaluation.report", False)
     return changed
 
 

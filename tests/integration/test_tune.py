@@ -67,7 +67,8 @@ def ended(folder: Path, *statuses: str) -> dict[str, str]:
     """Trial -> what it has logged, of those that ended so."""
     ends = folder.glob("trials/*/end.json")
     done = [end.parent for end in ends if json.loads(end.read_text())["status"] in statuses]
-    return {path.name: (path / "progress.jsonl").read_text() for path in done}
+    logged = {path.name: path / "progress.jsonl" for path in done}  # which a trial that failed early has not
+    return {name: path.read_text() if path.exists() else "" for name, path in logged.items()}
 
 
 def children(folder: Path) -> dict[str, Any]:

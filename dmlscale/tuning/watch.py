@@ -108,7 +108,7 @@ class StageWatch:
         self._outcomes: dict[str, Outcome] = {}
         self._since: dict[str, float] = {}
         self._ended: queue.SimpleQueue[tuple[float, Outcome] | None] = queue.SimpleQueue()
-        self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
+        self._live = Live(console=Console(), auto_refresh=False, transient=True) if sys.stdout.isatty() else None
         self._closer = threading.Thread(target=self._close_ended, name="sweep-closer", daemon=True)
         self._shown_at = 0.0
         self._interrupt = InterruptNote()

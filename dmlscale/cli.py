@@ -107,7 +107,7 @@ def _add_model_commands(commands: Commands) -> None:
     embed.add_argument("source", help="packed dataset (folder or URL), folder of pictures, or one file")
     embed.add_argument("out", help="Parquet file to write")
     embed.add_argument("--split", metavar="NAME", help="of a packed dataset (default: all)")
-    embed.add_argument("--batch-size", type=int, default=256, metavar="N")
+    embed.add_argument("--batch-size", type=int, metavar="N", help="(default: that of the model's evaluation)")
     embed.set_defaults(run=_embed)
 
     index = commands.add_parser("index", help="embeddings -> a faiss index with measured recall")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -177,7 +178,7 @@ def read_embeddings(path: Path) -> Embeddings:
         vectors = np.empty((num_rows, dim), np.float32)
         names: list[pa.RecordBatch] = []
         start = 0
-        for batch in file.iter_batches(ROWS_PER_GROUP, columns=[*ROW_NAMES.names, "embedding"]):
+        for batch in _batches(file):
             column = batch.column("embedding")
             if column.null_count or column.flatten().null_count:
                 raise DataError(f"{path}: embeddings after row {start} have holes")
@@ -187,11 +188,41 @@ def read_embeddings(path: Path) -> Embeddings:
                 raise DataError(f"{path}: the embedding of row {start + broken} holds NaN or infinity")
             names.append(batch.select(ROW_NAMES.names))
             start += len(batch)
+        all_names = pa.Table.from_batches(names).cast(ROW_NAMES)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): embed again") from None
     finally:
         file.close()
-    return Embeddings(pa.Table.from_batches(names).cast(ROW_NAMES), vectors, provenance)
+    try:
+        check_names(all_names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; embed again") from None
+    return Embeddings(all_names, vectors, provenance)
+
+
+def check_names(names: pa.Table) -> None:
+    """Whether every row has an id, and all names are text that can be shown.
+
+    Args:
+        names: rows of `ROW_NAMES`.
+
+    Raises:
+        DataError: they are not.
+    """
+    if names.column("id").null_count:
+        row = pc.index(names.column("id").is_null(), True).as_py()
+        raise DataError(f"row {row} has no id")
+    try:
+        names.validate(full=True)  # Parquet does not look into its texts
+    except pa.ArrowInvalid as error:
+        raise DataError(f"names are no text in UTF-8 ({str(error).splitlines()[0]})") from None
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Group by group: `ParquetFile.iter_batches` keeps all groups that it has read."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.read_row_group(number, columns=[*ROW_NAMES.names, "embedding"], use_threads=False)
+        yield from group.to_batches(ROWS_PER_GROUP)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -207,7 +238,7 @@ def _provenance(schema: pa.Schema, path: Path) -> Provenance:
     try:
         values = json.loads((schema.metadata or {})[_METADATA_KEY])
         version = values.pop("format_version")
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} does not tell which model made it: it is none of `dmlscale embed`") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has format_version {version!r}, this dmlscale reads {FORMAT_VERSION}: embed again")

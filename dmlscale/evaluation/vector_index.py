@@ -1,11 +1,12 @@
 """Indexes for many searches, exact or approximate: the second door to faiss.
 
-n vectors, d dimensions, q queries, k neighbours.
+n vectors, m different ones among them, d dimensions, q queries, k neighbours.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlscale.evaluation.closeness import FloatArray, IntArray, Metric, closeness_of_pairs
+from dmlscale.evaluation.copies import Copies
 from dmlscale.evaluation.neighbors import Gallery, prepare, require_faiss
 
 Kind = Literal["flat", "ivf_pq", "hnsw"]
@@ -54,7 +56,7 @@ def choose_parameters(kind: Kind, num_vectors: int, embedding_dim: int) -> Param
 
     Args:
         kind: of the index.
-        num_vectors: n.
+        num_vectors: m, since each is kept once.
         embedding_dim: d.
 
     Raises:
@@ -86,21 +88,29 @@ def choose_parameters(kind: Kind, num_vectors: int, embedding_dim: int) -> Param
 class VectorIndex:
     """Vectors to search; make one with `build` or `load`.
 
+    Copies of a vector are kept once. Among thousands of them all links of a graph would lead from one to the next, and
+    no search would come to the other vectors.
+
     Args:
-        index: faiss's.
+        index: faiss's, over the m different vectors.
+        copies: of them.
         metric: "cosine" gives similarities (higher is closer), "euclidean" distances (lower is closer).
     """
 
-    def __init__(self, index: Any, metric: Metric) -> None:
+    def __init__(self, index: Any, copies: Copies, metric: Metric) -> None:
         self._index = index
+        self.copies = copies
         self.metric: Metric = metric
 
     @classmethod
-    def build(cls, vectors: NDArray[Any], parameters: Parameters, metric: Metric, *, seed: int = 0) -> VectorIndex:
+    def build(
+        cls, vectors: NDArray[Any], copies: Copies, parameters: Parameters, metric: Metric, *, seed: int = 0
+    ) -> VectorIndex:
         """Train an index and add all vectors, which keep their row numbers.
 
         Args:
             vectors: (n, d) finite.
+            copies: of vectors, as from `Copies.among`.
             parameters: as from `choose_parameters`.
             metric: of the searches.
             seed: of the choice of training vectors.
@@ -109,27 +119,28 @@ class VectorIndex:
             FaissMissingError: neither faiss wheel is installed.
         """
         faiss = require_faiss()
-        num_vectors, dim = vectors.shape
-        index = faiss.index_factory(dim, parameters.factory, _faiss_metric(faiss, metric))
+        rows = copies.first_rows
+        index = faiss.index_factory(vectors.shape[1], parameters.factory, _faiss_metric(faiss, metric))
         for name, value in parameters.settings.items():
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         if parameters.num_training:
             faiss.downcast_index(faiss.extract_index_ivf(index)).pq.cp.max_points_per_centroid = _MOST_PER_CENTROID
-            chosen = np.random.default_rng(seed).choice(num_vectors, parameters.num_training, replace=False)
+            chosen = np.random.default_rng(seed).choice(rows, parameters.num_training, replace=False)
             index.train(prepare(vectors[np.sort(chosen)], metric))
-        for start in range(0, num_vectors, _CHUNK):
-            index.add(prepare(vectors[start : start + _CHUNK], metric))
-        return cls(index, metric)
+        for start in range(0, len(rows), _CHUNK):
+            index.add(prepare(vectors[rows[start : start + _CHUNK]], metric))
+        return cls(index, copies, metric)
 
     @classmethod
-    def load(cls, path: Path, metric: Metric) -> VectorIndex:
-        """An index that `save` wrote.
+    def load(cls, path: Path, copies: Copies, metric: Metric) -> VectorIndex:
+        """An index that `save` wrote, with the copies that it was built with.
 
         Only from people you trust: faiss takes sizes and offsets from the file without checking them all, so a crafted
         one can do what it likes (github.com/facebookresearch/faiss/issues/5400).
 
         Raises:
-            ValueError: the file is missing or damaged, or was made for another metric.
+            ValueError: the file is missing or damaged, was made for another metric, or has more or fewer vectors than
+                the copies are of.
             FaissMissingError: neither faiss wheel is installed.
         """
         faiss = require_faiss()
@@ -141,12 +152,14 @@ class VectorIndex:
             raise ValueError(f"{path} is damaged, or no index of faiss ({_reason(error)})") from None
         if index.metric_type != _faiss_metric(faiss, metric):
             raise ValueError(f"{path} was not made for the metric {metric!r}")
-        return cls(index, metric)
+        if index.ntotal != len(copies.counts):
+            raise ValueError(f"{path} holds {index.ntotal:,} vectors, {len(copies.counts):,} different ones are named")
+        return cls(index, copies, metric)
 
     @property
     def num_vectors(self) -> int:
-        """Number of vectors, n."""
-        return int(self._index.ntotal)
+        """Number of vectors with their copies, n."""
+        return self.copies.num_rows
 
     @property
     def embedding_dim(self) -> int:
@@ -156,7 +169,7 @@ class VectorIndex:
     def search(
         self, queries: NDArray[Any], k: int, *, exclude: NDArray[np.int64] | None = None
     ) -> tuple[FloatArray, IntArray]:
-        """The k nearest vectors of each query that the index finds, nearest first.
+        """The k nearest vectors of each query that the index finds, nearest first; copies by their rows.
 
         Args:
             queries: (q, d) finite.
@@ -176,27 +189,31 @@ class VectorIndex:
             raise ValueError("queries hold NaN or infinity")
         if k < 1:
             raise ValueError(f"k = {k} neighbours: must be at least 1")
-        values, rows = self._index.search(prepare(queries, self.metric), k if exclude is None else k + 1)
+        wanted = k if exclude is None else k + 1
+        closest, numbers = self._index.search(prepare(queries, self.metric), wanted)
+        values, rows = self.copies.spread(closest, numbers, wanted)
         if exclude is not None:
             # To the end with the query itself, or with the last one where it was not found.
             kept = np.argsort(rows == exclude[:, None], axis=1, kind="stable")[:, :k]
-            values, rows = (np.take_along_axis(found, kept, axis=1) for found in (values, rows))
+            values, rows = np.take_along_axis(values, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
         is_cosine = self.metric == "cosine"
         if not is_cosine:
             values = np.sqrt(np.maximum(values, 0))  # faiss gives squares
         values[rows < 0] = -np.inf if is_cosine else np.inf
-        return values, rows.astype(np.int64, copy=False)
+        return values, rows
 
     def save(self, path: Path) -> None:
-        """Write it to a file.
+        """Write the different vectors to a file; the copies are the caller's to keep.
 
         Raises:
             OSError: the file cannot be written.
         """
-        try:
-            require_faiss().write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise OSError(f"cannot write {path}: {_reason(error)}") from None
+        faiss = require_faiss()
+        # By a file of Python's: faiss's own only prints that the last bytes have not found room.
+        with path.open("wb") as file:
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Recall(NamedTuple):

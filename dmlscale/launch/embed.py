@@ -17,6 +17,7 @@ from dmlscale.launch.embed_sources import FileSamples, NamedBatch, PackedSamples
 from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.printable import printable
 
 
 def embed(model: str, source: str, out: str, *, split: str | None = None, batch_size: int | None = None) -> int:
@@ -40,6 +41,8 @@ def embed(model: str, source: str, out: str, *, split: str | None = None, batch_
     """
     if not out.endswith(".parquet"):
         raise LaunchError(f"{out} is to be a Parquet file: let its name end in .parquet")
+    if Path(out).is_dir():
+        raise LaunchError(f"{out} is a folder: name the Parquet file to write")
     if batch_size is not None and batch_size < 1:
         raise LaunchError(f"--batch-size {batch_size}, must be at least 1")
     opened = load_model(model, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -83,4 +86,4 @@ def _vectors(model: EmbeddingModel, batch: NamedBatch) -> NDArray[np.float32]:
     try:
         return model.embed_images(batch.images)
     except DataError as error:
-        raise DataError(f"{batch.ids[0]} to {batch.ids[-1]}: {error}") from None
+        raise DataError(f"{printable(batch.ids[0])} to {printable(batch.ids[-1])}: {error}") from None

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ from fsspec.utils import get_protocol
 from torch import Tensor
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.hold_out import VALIDATION_SPLIT
+from dmlscale.data.hold_out import VALIDATION_SPLIT, hold_out_classes
 from dmlscale.data.index import Index
 from dmlscale.data.layout import is_complete
 from dmlscale.data.loader import Recipe, eval_batches
@@ -30,6 +30,7 @@ from dmlscale.data.transforms import apply
 from dmlscale.launch import build
 from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.printable import printable
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class PackedSamples:
             num_workers=_num_threads(),
             max_skipped=len(index),
         )
-        with closing(made):
+        with closing(made), _advised():
             for batch in made:
                 rows = batch.ids.numpy()
                 yield NamedBatch(
@@ -155,7 +156,7 @@ class FileSamples:
         try:
             images = apply(self._model.transform, samples, np.arange(len(ids)), seed=0, epoch=0)
         except DataError as error:
-            raise DataError(f"{ids[0]} to {ids[-1]}: {error}") from None
+            raise DataError(f"{printable(ids[0])} to {printable(ids[-1])}: {_with_advice(error)}") from None
         nothing: list[str | None] = [None] * len(ids)
         return NamedBatch(ids, nothing, nothing, images)
 
@@ -164,7 +165,7 @@ class FileSamples:
             self._num_lost += 1
             count = self._num_lost
         if count <= _WARNINGS or count & (count - 1) == 0:  # then at every power of two
-            _logger.warning("skipped %d file(s) so far: %s: %s", count, self._files.location(name), why)
+            _logger.warning("skipped %d file(s) so far: %s: %s", count, printable(self._files.location(name)), why)
 
     def _passed_over(self) -> list[str]:
         if self._is_file:
@@ -174,7 +175,7 @@ class FileSamples:
         if example is None:
             return []
         number = 1 + sum(1 for _ in others)
-        return [f"passed over {number:,} files that are no samples by name, e.g. {readable(example)}"]
+        return [f"passed over {number:,} files that are no samples by name, e.g. {printable(readable(example))}"]
 
 
 def open_samples(model: EmbeddingModel, source: str, split: str | None, batch_size: int) -> PackedSamples | FileSamples:
@@ -204,16 +205,33 @@ def open_dataset(model: EmbeddingModel, source: str, split: str | None = None) -
     Args:
         model: whose config says all that.
         source: folder or URL of the dataset.
-        split: to be taken of it. Where that is "validation", the classes are set apart that were in the training.
+        split: to be taken of it. Where that is "validation" and the dataset has no such split of its own, the classes
+            are set apart that were in the training.
 
     Raises:
         DataError: there is none, or it is damaged.
     """
     data = model.config.data
     options = data.storage_options if same_service(get_protocol(source), get_protocol(data.path)) else {}
-    share = data.validation_classes if split == VALIDATION_SPLIT else 0.0
-    here = data.model_copy(update={"path": source, "storage_options": options, "validation_classes": share})
-    return build.open_index(model.config.model_copy(update={"data": here}))
+    here = data.model_copy(update={"path": source, "storage_options": options, "validation_classes": 0.0})
+    index = build.open_index(model.config.model_copy(update={"data": here}))
+    if split != VALIDATION_SPLIT or split in index.splits or not data.validation_classes:
+        return index
+    return hold_out_classes(index, data.validation_classes, train_split=data.train_split)
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_with_advice(error)) from None
+
+
+def _with_advice(error: DataError) -> str:
+    """What can be done here about samples that do not fit together."""
+    is_of_sizes = "different sizes" in str(error)  # there is one kind of error for all that is wrong with data
+    return f"{error}; or embed them one by one with --batch-size 1" if is_of_sizes else str(error)
 
 
 def _num_threads() -> int:

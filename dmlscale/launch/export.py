@@ -6,7 +6,6 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,16 @@ from dmlscale.data.transforms import apply
 from dmlscale.launch.build import open_index
 from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.exported_folder import MODEL_FILE, WEIGHTS_FILE, write_model
+from dmlscale.launch.exported_folder import MODEL_FILE, WEIGHTS_FILE, load_exported, write_model
 from dmlscale.launch.model_folder import load_checkpoint
 from dmlscale.launch.onnx_export import export_onnx, require_packages
+from dmlscale.launch.register import check_registration, register_model
 from dmlscale.launch.run_folder import find_checkpoint
 from dmlscale.training import checkpoint
-from dmlscale.training.state import Record
 
 ONNX_FILE = "model.onnx"
 _NUM_EXAMPLES = 5
 _TRIED = 64  # samples, where some cannot be read
-_SERVING_FILE = Path(__file__).with_name("serving.py")
-_SERVING_PACKAGES = ("dmlscale", "mlflow", "torch", "torchvision", "timm", "numpy")
 
 
 def export(checkpoint_path: str, folder: str, *, onnx: bool, register: str | None) -> int:
@@ -38,10 +35,11 @@ def export(checkpoint_path: str, folder: str, *, onnx: bool, register: str | Non
 
     Args:
         checkpoint_path: a checkpoint, or a run, of which the newest is taken.
-        folder: to write; it must not be there, or be empty.
+        folder: to write; it must not be there, or be empty. With ``register`` it may also hold this very model: then
+            it is registered as it is, as after a first try whose registration failed.
         onnx: also write the network as ONNX, compared with the original. Takes some samples of the dataset.
-        register: also log the model with its MLflow run, and make it a version of the registered model of this name.
-            Takes a sample of the dataset as an example.
+        register: also log the model with its MLflow run, and make it a version of the registered model of this name,
+            if it is none yet. Takes a sample of the dataset as an example.
 
     Returns:
         0.
@@ -50,42 +48,63 @@ def export(checkpoint_path: str, folder: str, *, onnx: bool, register: str | Non
         LaunchError: the folder is not empty, packages are missing, the run is not tracked, or the ONNX file is not
             equal to the network.
         DataError: the dataset cannot be read.
+        TrackingUnreachableError: the store of runs does not answer.
+        RegistryError: it does not know the run, or refuses the name.
     """
     path, target = find_checkpoint(checkpoint_path), Path(folder)
     record = checkpoint.read_record(path)
-    _check_target(target)
+    may_hold_model = register is not None and (target / MODEL_FILE).is_file()
+    if not may_hold_model:
+        _check_target(target)
     if onnx:
         require_packages()
-    if register is not None and record.tracking.get("run") is None:
-        raise LaunchError(f"--register: the run of {path} was not tracked by MLflow; export it without --register")
-    model = load_checkpoint(path)
-    samples = _samples(model) if onnx or register is not None else []
-    _write(model, target, _transformed(model, samples) if onnx else None)
     if register is not None:
-        _register(model, target, record, register, samples[0])
+        check_registration(record, register)
+    model = load_checkpoint(path)
+    is_there = may_hold_model and _holds(target, model, onnx)
+    if not is_there:
+        _check_target(target)
+    samples = _samples(model) if onnx or register is not None else []
+    if is_there:
+        print(f"exported      {target} holds {model.name} already")
+    else:
+        _write(model, target, _transformed(model, samples) if onnx else None)
+    if register is not None:
+        register_model(model, target, record, register, samples[0])
     return 0
 
 
 def export_of_run(checkpoint_path: str, run_folder: Path, register: str | None) -> None:
     """What a finished training leaves: its model in the run's folder, anew, and a version of a registered model.
 
-    The training is over and all of it is kept, so what goes wrong here is said and ends nothing.
+    The training is over and all of it is kept, so what goes wrong here is said and ends nothing. An earlier model stays
+    until the new one is complete.
 
     Args:
         checkpoint_path: the last one.
         run_folder: the model goes to ``model`` in it.
         register: name of the registered model; None registers nothing.
     """
-    target = run_folder / "model"
-    shutil.rmtree(target, ignore_errors=True)
+    target, named = run_folder / "model", f" --register {register}" if register else ""
     try:
-        export(checkpoint_path, str(target), onnx=False, register=register)
+        path = find_checkpoint(checkpoint_path)
+        model = load_checkpoint(path)
+        _write(model, target, None, replace=True)
     except Exception as error:
-        named = f" --register {register}" if register else ""
-        print(
-            f"warning: the model was not exported: {error}\nThe run is complete; once that is put right: "
-            f"dmlscale export {run_folder} FOLDER{named}"
-        )
+        _warn("exported", error, f"dmlscale export {run_folder} FOLDER{named}")
+        return
+    if register is None:
+        return
+    try:
+        record = checkpoint.read_record(path)
+        check_registration(record, register)
+        register_model(model, target, record, register, _samples(model)[0])
+    except Exception as error:
+        _warn("registered", error, f"dmlscale export {run_folder} {target}{named}")
+
+
+def _warn(what: str, error: Exception, command: str) -> None:
+    print(f"warning: the model was not {what}: {error}\nThe run is complete; once that is put right: {command}")
 
 
 def _check_target(target: Path) -> None:
@@ -93,54 +112,36 @@ def _check_target(target: Path) -> None:
         raise LaunchError(f"{target} is there already and is no empty folder: name another one")
 
 
-def _write(model: EmbeddingModel, target: Path, examples: Tensor | None) -> None:
+def _holds(target: Path, model: EmbeddingModel, onnx: bool) -> bool:
+    """Whether a folder is an export of this very model."""
+    try:
+        has_weights = load_exported(str(target)).content_hash == model.content_hash
+    except LaunchError:
+        return False
+    return has_weights and (not onnx or (target / ONNX_FILE).is_file())
+
+
+def _write(model: EmbeddingModel, target: Path, examples: Tensor | None, *, replace: bool = False) -> None:
     """All files or none: they are written beside the folder, which they then become."""
-    partial = target.absolute().parent / f".partial-{target.name}-{uuid.uuid4().hex[:8]}"
+    mark = f"{target.name}-{uuid.uuid4().hex[:8]}"
+    partial, earlier = (target.absolute().parent / f".{kind}-{mark}" for kind in ("partial", "earlier"))
     try:
         partial.mkdir(parents=True)
         write_model(model, partial)
         difference = None if examples is None else export_onnx(model, partial / ONNX_FILE, examples)
+        if replace and target.exists():
+            target.rename(earlier)
         partial.rename(target)
     except OSError as error:
-        raise LaunchError(f"cannot write {target}: {error.strerror}; choose another folder") from error
+        raise LaunchError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if earlier.exists() and not target.exists():  # stopped between the two
+            earlier.rename(target)
+        for folder in (partial, earlier):
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"model         {model.name}: {model.config.model.backbone}, {model.embedding_dim} values a sample")
     print(f"exported      {target}: {MODEL_FILE}, {WEIGHTS_FILE}", end="")
     print("" if difference is None else f", {ONNX_FILE} (differs by {difference:.1e} at most)")
-
-
-def _register(model: EmbeddingModel, folder: Path, record: Record, name: str, sample: Sequence[Content]) -> None:
-    from dmlscale.tracking.mlflow import ModelNote, log_model  # 3 s to import
-
-    kind, origin = model.config.data.input, model.origin
-    note = ModelNote(
-        input=kind,
-        embedding_dim=model.embedding_dim,
-        example=model.decoder(sample).numpy() if kind == "array" else [bytes(part) for part in sample],
-        requirements=[f"{package}=={version(package).partition('+')[0]}" for package in _SERVING_PACKAGES],
-        description=f"**{origin.losses}** on {origin.dataset}, {model.config.model.backbone} with "
-        f"{model.embedding_dim} values a sample, from `{origin.run}` at step {origin.step}",
-        tags={
-            "loss": origin.losses,
-            "dataset": origin.dataset,
-            "backbone": model.config.model.backbone,
-            "dmlscale.run": origin.run,
-            "dmlscale.step": origin.step,
-            "dmlscale.content_hash": model.content_hash,
-        },
-        main_metric=f"eval/{model.config.data.eval_split}/recall_at_1",
-    )
-    registered = log_model(
-        record.tracking["uri"],
-        record.tracking["run"],
-        folder,
-        note,
-        code=_SERVING_FILE,
-        step=record.step,
-        registered_name=name,
-    )
-    print(f"registered    {registered.uri}  ({record.tracking['uri']})")
 
 
 def _samples(model: EmbeddingModel) -> list[Sequence[Content]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,7 +30,7 @@ _FORMAT, _FORMAT_VERSION = "dmlscale model", 1
 # What a trained model needs of its config; None: the whole section.
 _KEPT: dict[str, tuple[str, ...] | None] = {
     "model": None,
-    "data": ("input", "channels", "audio", "eval_transform"),
+    "data": ("input", "channels", "audio", "eval_transform", "train_split", "validation_classes"),
     "evaluation": ("metric", "batch_size"),
 }
 # A config has these too; to a trained model they mean nothing, and its loss may be unknown where it is used.
@@ -50,14 +50,17 @@ def load_exported(path: str, *, device: torch.device | None = None) -> Embedding
     origin = _checked_origin(values["origin"], file)
     config = _checked_settings(values["settings"], origin.dataset, file)
     try:
+        # First without memory: settings may ask for more than there is, and the weights tell whether they are true.
+        with torch.device("meta"):
+            expected = untrained(config).state_dict()
+        _check_fit(_shapes(weights_file), {name: str(tuple(t.shape)) for name, t in expected.items()}, weights_file)
+        weights = load_file(weights_file)
+        _check_fit(_kinds(weights), _kinds(expected), weights_file)
         embedder = untrained(config)
     except ModelError as error:
         raise LaunchError(f"{file}: {error}") from None
-    try:
-        weights = load_file(weights_file)
     except (SafetensorError, OSError) as error:
         raise LaunchError(f"{weights_file} is missing or no safetensors file: {str(error).splitlines()[0]}") from None
-    _check_weights(weights, embedder.state_dict(), weights_file)
     if hash_of_weights(weights) != values["content_hash"]:
         raise LaunchError(f"{weights_file} does not hold the weights that {file} was written with: export it again")
     embedder.load_state_dict(weights)
@@ -65,12 +68,19 @@ def load_exported(path: str, *, device: torch.device | None = None) -> Embedding
 
 
 def write_model(model: EmbeddingModel, folder: Path) -> None:
-    """Writes what `load_exported` reads into a folder that is there."""
+    """Writes what `load_exported` reads into a folder that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.embedder.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS_FILE)
+    try:
+        save_file(weights, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     everything = model.config.model_dump(mode="json")
     settings = {
         section: {key: everything[section][key] for key in keys or everything[section]}
@@ -90,10 +100,18 @@ def write_model(model: EmbeddingModel, folder: Path) -> None:
 
 
 def untrained(config: Config) -> Embedder:
-    """The network, without timm's weights and without a trace in the caller's random numbers."""
+    """The network, without timm's weights and without a trace in the caller's random numbers.
+
+    Raises:
+        ModelError: there is no such network.
+    """
     model = config.model.model_copy(update={"pretrained": False})
     with torch.random.fork_rng(devices=[]):
-        return build_embedder(config.model_copy(update={"model": model}))
+        try:
+            return build_embedder(config.model_copy(update={"model": model}))
+        except (RuntimeError, TypeError, OverflowError) as error:  # by torch, of the head
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"model.embedding_dim: {model.embedding_dim} values cannot be made: {reason}") from error
 
 
 def assemble(
@@ -112,7 +130,7 @@ def assemble(
 def _read_model_file(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LaunchError(f"{file} is missing or damaged: {error}") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise LaunchError(f"{file} does not describe a model: its format is not {_FORMAT!r}")
@@ -160,11 +178,22 @@ def _checked_origin(values: dict[str, Any], file: Path) -> Origin:
     return origin
 
 
-def _check_weights(found: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> None:
+def _shapes(file: Path) -> dict[str, str]:
+    """By name, of the tensors in a file; reads the beginning of it alone."""
+    with safe_open(file, "pt") as opened:
+        names = opened.keys()
+        return {name: str(tuple(opened.get_slice(name).get_shape())) for name in names}
+
+
+def _kinds(weights: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in weights.items()}
+
+
+def _check_fit(found: dict[str, str], expected: dict[str, str], file: Path) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected:
             where = "in the file" if name in found else "in the network"
             raise LaunchError(f"{file} does not fit {MODEL_FILE}: {name!r} is only {where}")
-        here, there = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (expected[name], found[name]))
+        here, there = expected[name], found[name]
         if here != there:
             raise LaunchError(f"{file} does not fit {MODEL_FILE}: {name!r} is {there} there, the network has {here}")

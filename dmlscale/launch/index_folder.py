@@ -1,4 +1,7 @@
-"""The folder of an index: ``index.faiss``, ``ids.parquet`` (id, label, split by row) and ``index.json``."""
+"""The folder of an index: ``index.faiss``, ``ids.parquet`` and ``index.json``.
+
+Rows of ``ids.parquet`` are id, label, split and ``vector``, the place in ``index.faiss``: equal vectors share one.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmlscale.data.embeddings_file import ROW_NAMES, Embeddings, Provenance
+from dmlscale.data.embeddings_file import ROW_NAMES, Embeddings, Provenance, check_names
 from dmlscale.data.errors import DataError
 from dmlscale.evaluation.closeness import Metric
+from dmlscale.evaluation.copies import Copies
 from dmlscale.evaluation.vector_index import Kind, Parameters, Recall, VectorIndex
 from dmlscale.launch.errors import LaunchError
 
 VECTORS_FILE, NAMES_FILE, DESCRIPTION_FILE = "index.faiss", "ids.parquet", "index.json"
-_FORMAT, _FORMAT_VERSION = "dmlscale index", 1
+_FORMAT, _FORMAT_VERSION = "dmlscale index", 2
+_VECTOR = "vector"  # column of the names
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ def write_index_folder(
     """Writes all files or none: they are written beside the folder, which they then become.
 
     Returns:
-        Bytes that a vector takes in the index.
+        Bytes that a row takes in the index.
 
     Raises:
         LaunchError: it cannot be written.
@@ -63,13 +68,15 @@ def write_index_folder(
     try:
         partial.mkdir(parents=True)
         index.save(partial / VECTORS_FILE)
-        pq.write_table(embeddings.names, partial / NAMES_FILE)
+        names = embeddings.names.append_column(_VECTOR, pa.array(index.copies.number))
+        pq.write_table(names, partial / NAMES_FILE, use_dictionary=["label", "split"])
         bytes_per_vector = (partial / VECTORS_FILE).stat().st_size / index.num_vectors
         description = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
             "kind": kind,
             "num_vectors": index.num_vectors,
+            "num_different": len(index.copies.counts),
             "embedding_dim": index.embedding_dim,
             "parameters": asdict(parameters),
             "recall": None if recall is None else recall._asdict(),
@@ -96,18 +103,21 @@ def open_index_folder(folder: Path) -> IndexFolder:
     again = "build it again with `dmlscale index`"
     try:
         provenance = Provenance(**description["embeddings"])
-        names = pq.read_table(folder / NAMES_FILE, columns=ROW_NAMES.names).cast(ROW_NAMES)
-        index = VectorIndex.load(folder / VECTORS_FILE, cast(Metric, provenance.metric))
+        table = pq.read_table(folder / NAMES_FILE, columns=[*ROW_NAMES.names, _VECTOR])
+        names = table.select(ROW_NAMES.names).cast(ROW_NAMES)
+        check_names(names)
+        copies = Copies(table.column(_VECTOR).cast(pa.int64()).to_numpy())
+        index = VectorIndex.load(folder / VECTORS_FILE, copies, cast(Metric, provenance.metric))
     except KeyError as error:
         raise LaunchError(f"{folder / DESCRIPTION_FILE} is damaged: {error} is missing; {again}") from None
     except (TypeError, ValueError, DataError, OSError, pa.ArrowException) as error:
         raise LaunchError(f"the index {folder} is damaged ({error}): {again}") from None
     told = (description.get("num_vectors"), description.get("embedding_dim"))
     found = (index.num_vectors, index.embedding_dim)
-    if told != found or len(names) != index.num_vectors:
+    if told != found:
         raise LaunchError(
-            f"the files of {folder} do not belong together: {VECTORS_FILE} has {found[0]} vectors of {found[1]} "
-            f"dimensions, {DESCRIPTION_FILE} tells {told[0]} of {told[1]}, {NAMES_FILE} has {len(names)} rows; {again}"
+            f"the files of {folder} do not belong together: {NAMES_FILE} has {found[0]} rows, {VECTORS_FILE} vectors "
+            f"of {found[1]} dimensions, {DESCRIPTION_FILE} tells {told[0]} of {told[1]}; {again}"
         )
     return IndexFolder(index, names, provenance, str(description.get("kind")))
 
@@ -118,7 +128,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise LaunchError(f"{folder} is no index (it has no {DESCRIPTION_FILE}): build one with `dmlscale index`")
     try:
         description = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LaunchError(f"{file} is damaged: {error}") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise LaunchError(f"{file} does not describe an index: its format is not {_FORMAT!r}")

@@ -17,6 +17,7 @@ from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.found_pictures import read_pictures
 from dmlscale.launch.index_folder import IndexFolder, open_index_folder
 from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.printable import printable
 
 _WIDEST = 10_000  # characters: a table that goes into a file is not folded
 
@@ -41,6 +42,8 @@ def search(image: str, index: str, *, model: str | None = None, k: int = 10, pic
     """
     if k < 1:
         raise LaunchError(f"-k {k}, must be at least 1")
+    if pictures is not None:
+        _check_writable(Path(pictures))
     opened = open_index_folder(Path(index))
     embedder = _model(opened, index, model)
     query = _read(image)
@@ -60,8 +63,15 @@ def search(image: str, index: str, *, model: str | None = None, k: int = 10, pic
             raise DataError(f"cannot write {pictures}: {error.strerror}") from None
         print(f"pictures: {pictures}")
         for problem in problems:
-            print(f"left blank: {problem}", file=sys.stderr)
+            print(f"left blank: {printable(problem)}", file=sys.stderr)
     return 0
+
+
+def _check_writable(pictures: Path) -> None:
+    if pictures.is_dir():
+        raise LaunchError(f"--pictures {pictures}: is a folder; name the PNG file to write")
+    if not pictures.absolute().parent.is_dir():
+        raise LaunchError(f"--pictures {pictures}: there is no folder {pictures.absolute().parent}; make it first")
 
 
 def _model(opened: IndexFolder, index: str, given: str | None) -> EmbeddingModel:
@@ -109,7 +119,7 @@ def _look_up(opened: IndexFolder, model: EmbeddingModel, image: str, query: byte
 
 
 def _print(found: list[Found], closeness: str) -> None:
-    # Names are shown as they are, whatever brackets they have.
+    # Brackets of names are shown as they are.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _WIDEST)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("rank", justify="right")
@@ -118,6 +128,6 @@ def _print(found: list[Found], closeness: str) -> None:
     for name in ("id", *columns):
         table.add_column(name, overflow="fold")
     for rank, neighbour in enumerate(found, 1):
-        names = [getattr(neighbour, name) or "" for name in ("id", *columns)]
+        names = [printable(getattr(neighbour, name) or "") for name in ("id", *columns)]
         table.add_row(str(rank), f"{neighbour.closeness:.4f}", *names)
     console.print(table)

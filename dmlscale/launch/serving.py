@@ -16,6 +16,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from dmlscale.data.errors import DataError
 from dmlscale.launch.exported_folder import load_exported
 
 
@@ -47,11 +48,18 @@ class ServedEmbedder(PythonModel):
             return self._model.embed_parts([[_npy(sample)] for sample in model_input])
         cells = model_input.iloc[:, 0]
         several = (cell if isinstance(cell, list | tuple | np.ndarray) else [cell] for cell in cells)
-        return self._model.embed_parts([[_content(file) for file in files] for files in several])
+        return self._model.embed_parts(
+            [[_content(file, position) for file in files] for position, files in enumerate(several)]
+        )
 
 
-def _content(file: bytes | str) -> bytes:
-    return base64.b64decode(file) if isinstance(file, str) else bytes(file)
+def _content(file: bytes | str, position: int) -> bytes:
+    if not isinstance(file, str):
+        return bytes(file)
+    try:
+        return base64.b64decode("".join(file.split()), validate=True)  # many tools break it into lines
+    except ValueError as error:
+        raise DataError(f"sample {position} cannot be decoded: its text is no base64 ({error})") from None
 
 
 def _npy(sample: NDArray) -> bytes:

@@ -50,11 +50,13 @@ def backbone(
         raise ModelError(f"model.backbone: timm has no model {name!r}{hint}")
     try:
         net = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **dict(options or {}))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"model.options: timm refused to build {name!r}: {error}") from error
+        num_features: int = net.num_features
+    except Exception as error:  # each of its networks has errors of its own
+        key = "model.options" if options else "model.pretrained" if pretrained else "model.backbone"
+        raise ModelError(f"{key}: timm refused to build {name!r}: {type(error).__name__}: {error}") from error
     if batch_norm == "sync":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return (FrozenBatchNorm(net) if batch_norm == "frozen" else net), net.num_features
+    return (FrozenBatchNorm(net) if batch_norm == "frozen" else net), num_features
 
 
 class FrozenBatchNorm(nn.Module):

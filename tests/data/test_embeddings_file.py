@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -137,6 +139,13 @@ BROKEN: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "infinity": (lambda: table_of(embedding=NAN), "the embedding of row 1 holds NaN or infinity"),
     "no vector": (lambda: table_of(embedding=pa.array([[1.0, 2.0], None], LISTS)), "is damaged|have holes"),
     "a hole": (lambda: table_of(embedding=pa.array([[1.0, 2.0], [None, 4.0]], LISTS)), "have holes"),
+    "no names": (lambda: table_of(id=pa.array(["a", None])), "row 1 has no id; embed again"),
+    "ids of bytes": (lambda: table_of(id=pa.array([b"a", b"\xff"]).view(pa.string())), "names are no text in UTF-8"),
+    "classes of bytes": (lambda: table_of(label=pa.array([b"\xfe", None]).view(pa.string())), "no text in UTF-8"),
+    "nested metadata": (
+        lambda: table_of().replace_schema_metadata({"dmlscale": "[" * 200_000}),
+        "does not tell which model",
+    ),
     "no rows": (lambda: table_of().slice(0, 0), "holds no embeddings"),
 }
 
@@ -162,3 +171,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(DataError, match="is damaged"):
         read_embeddings(path)
+
+
+_READ = """
+import re, sys
+from pathlib import Path
+from dmlscale.data.embeddings_file import read_embeddings
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+vectors = read_embeddings(Path(sys.argv[1])).vectors
+print((peak() - before) * 1024 / vectors.nbytes)
+"""
+
+
+def test_reading_takes_little_more_than_the_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "e.parquet"
+    vectors = np.random.default_rng(0).normal(size=(ROWS_PER_GROUP, 512)).astype(np.float32)
+    with EmbeddingsWriter(path, 512, MADE) as writer:
+        for _ in range(16):  # 268 MB in all
+            writer.append([""] * len(vectors), [None] * len(vectors), [None] * len(vectors), vectors)
+        writer.publish()
+    done = subprocess.run([sys.executable, "-c", _READ, str(path)], capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 2.1  # 2.6 if what has been read is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmlscale.evaluation.closeness import Metric
+from dmlscale.evaluation.copies import Copies
 from dmlscale.evaluation.vector_index import Kind, VectorIndex, choose_parameters, measure_recall
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
@@ -35,7 +37,8 @@ def brute_force(vectors: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def built(vectors: np.ndarray, kind: Kind, metric: Metric) -> VectorIndex:
-    return VectorIndex.build(vectors, choose_parameters(kind, *vectors.shape), metric)
+    copies = Copies.among(vectors)
+    return VectorIndex.build(vectors, copies, choose_parameters(kind, len(copies.counts), vectors.shape[1]), metric)
 
 
 @given(num_vectors=st.integers(1, 60), dim=st.integers(1, 9), k=st.integers(1, 70), metric=st.sampled_from(METRICS))
@@ -79,7 +82,7 @@ def test_recall_is_that_of_brute_force(kind: Kind, at_1: float, at_10: float, me
     assert measured.exact_ms_per_query > 0
     # From a file: the same parameters, so the same answers.
     index.save(tmp_path / "index.faiss")
-    again = VectorIndex.load(tmp_path / "index.faiss", metric)
+    again = VectorIndex.load(tmp_path / "index.faiss", index.copies, metric)
     assert (again.num_vectors, again.embedding_dim) == (20_000, 8)
     values, rows = index.search(vectors[:50], 10)
     again_values, again_rows = again.search(vectors[:50], 10)
@@ -106,6 +109,35 @@ def test_of_equal_vectors_any_will_do() -> None:
     vectors = np.repeat(np.eye(3, 4, dtype=np.float32), 50, axis=0)
     for metric in METRICS:
         assert measure_recall(built(vectors, "flat", metric), vectors, np.arange(150)).at == {1: 1.0, 10: 1.0}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_heap_of_copies_hides_nothing(metric: Metric) -> None:
+    vectors = np.random.default_rng(0).normal(size=(4_000, 16)).astype(np.float32)
+    vectors[1_000:] = vectors[0]
+    index = built(vectors, "hnsw", metric)
+    assert measure_recall(index, vectors, np.arange(1, 500)).at[1] > 0.99
+    _, rows = index.search(vectors[:1], 3_001)
+    assert sorted(rows[0].tolist()) == [0, *range(1_000, 4_000)]
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """faiss's own writer only prints that the end of a file has found no room."""
+    index = built(np.random.default_rng(0).normal(size=(3_000, 8)).astype(np.float32), "flat", "cosine")
+    index.save(tmp_path / "whole")
+    size = (tmp_path / "whole").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1_000, size - 1, size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            if room < size:
+                with pytest.raises(OSError, match="File too large"):
+                    index.save(tmp_path / "file")
+            else:
+                index.save(tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_fewer_neighbours_than_asked_for() -> None:
@@ -156,13 +188,15 @@ def test_wrong_queries_and_files(tmp_path: Path) -> None:
         index.search(np.ones((1, 3)), 0)
     index.save(tmp_path / "good")
     with pytest.raises(ValueError, match="not made for the metric 'euclidean'"):
-        VectorIndex.load(tmp_path / "good", "euclidean")
+        VectorIndex.load(tmp_path / "good", index.copies, "euclidean")
+    with pytest.raises(ValueError, match="good holds 4 vectors, 3 different ones are named"):
+        VectorIndex.load(tmp_path / "good", Copies.none(3), "cosine")
     (tmp_path / "cut").write_bytes((tmp_path / "good").read_bytes()[:-9])
     (tmp_path / "text").write_bytes(b"hello world")
     for name in ("cut", "text"):
         with pytest.raises(ValueError, match=f"{name} is damaged, or no index of faiss"):
-            VectorIndex.load(tmp_path / name, "cosine")
+            VectorIndex.load(tmp_path / name, index.copies, "cosine")
     with pytest.raises(ValueError, match="there is no"):
-        VectorIndex.load(tmp_path / "none", "cosine")
+        VectorIndex.load(tmp_path / "none", index.copies, "cosine")
     with pytest.raises(OSError, match="No such file"):
         index.save(tmp_path / "none" / "file")

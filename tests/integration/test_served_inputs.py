@@ -72,6 +72,16 @@ def test_files_over_the_web_give_the_checkpoints_vectors(
     expected = load_model(str(run)).embed_parts(samples)
     np.testing.assert_allclose(np.array(answer.json()["predictions"]), expected, atol=1e-5)
 
+    if case == "views":  # text in lists is decoded by the model itself
+        broken = BODIES[case](samples[:2])
+        broken["dataframe_records"][1]["views"][0] = "no base64!"
+        answer = web.post("/invocations", json=broken)
+        assert answer.status_code == 400
+        assert "sample 1 cannot be decoded: its text is no base64" in answer.text
+        in_lines = BODIES[case](samples[:1])
+        in_lines["dataframe_records"][0]["views"][0] = base64.encodebytes(samples[0][0]).decode()
+        assert web.post("/invocations", json=in_lines).status_code == 200
+
     # The example that MLflow shows on the model's page is a request that works.
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{case}/1"))
     example = json.loads((folder / "serving_input_example.json").read_text())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,6 +29,12 @@ def write_embeddings(path: Path, vectors: np.ndarray, metric: str = "cosine") ->
         writer.append(ids, [f"class {n % 3}" for n in range(len(vectors))], [None] * len(vectors), vectors)
         writer.publish()
     return str(path)
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -95,17 +104,26 @@ def test_a_folder_that_does_not_fit_together_is_refused(embeddings: str, tmp_pat
     other = write_embeddings(tmp_path / "other.parquet", np.ones((4, 5), np.float32))
     build_index(other, str(tmp_path / "other"), num_queries=0)
     told = json.loads(good["index.json"])
+    table = pq.read_table(folder / "ids.parquet")
+    without_ids, not_text = (
+        parquet_of(table.set_column(0, "id", column))
+        for column in (pa.nulls(300, pa.string()), pa.array([b"\xff"] * 300).view(pa.string()))
+    )
     cases = [
-        ("index.faiss", (tmp_path / "other" / "index.faiss").read_bytes(), "has 4 vectors of 5 dimensions.*300 of 6"),
+        ("index.faiss", (tmp_path / "other" / "index.faiss").read_bytes(), "holds 1 vectors, 300 different ones are"),
         ("index.faiss", good["index.faiss"][:100], "is damaged"),
         ("index.faiss", None, "is damaged .there is no"),
-        ("ids.parquet", (tmp_path / "other" / "ids.parquet").read_bytes(), "ids.parquet has 4 rows"),
+        ("ids.parquet", (tmp_path / "other" / "ids.parquet").read_bytes(), "holds 300 vectors, 1 different ones"),
         ("ids.parquet", b"text", "is damaged"),
+        ("ids.parquet", without_ids, "row 0 has no id"),
+        ("ids.parquet", not_text, "no text in UTF-8"),
         ("index.json", b"{", r"index\.json is damaged"),
+        ("index.json", b"[" * 200_000, r"index\.json is damaged"),
         ("index.json", b"[]", "does not describe an index"),
         ("index.json", json.dumps({**told, "format_version": 9}).encode(), "format_version 9"),
         ("index.json", json.dumps({k: v for k, v in told.items() if k != "embeddings"}).encode(), "'embeddings' is m"),
         ("index.json", json.dumps({**told, "embedding_dim": 5}).encode(), "tells 300 of 5"),
+        ("index.json", json.dumps({**told, "num_vectors": 4}).encode(), "ids.parquet has 300 rows.* tells 4 of 6"),
         ("index.json", json.dumps({**told, "embeddings": {**told["embeddings"], "metric": "l1"}}).encode(), "'l1'"),
         ("index.json", None, r"a is no index \(it has no index\.json\)"),
     ]
@@ -118,3 +136,34 @@ def test_a_folder_that_does_not_fit_together_is_refused(embeddings: str, tmp_pat
             open_index_folder(folder)
         (folder / name).write_bytes(good[name])
     assert pq.read_table(folder / "ids.parquet").num_rows == len(open_index_folder(folder).names) == 300
+
+
+def test_copies_share_a_place_and_are_all_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    vectors[100:] = vectors[7]
+    given = write_embeddings(tmp_path / "e.parquet", vectors)
+    assert build_index(given, str(tmp_path / "index"), kind="hnsw") == 0
+    shown = capsys.readouterr().out
+    assert "300 vectors (100 different) of 6 dimensions" in shown
+    assert "of 100 vectors among all others" in shown
+    told = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert (told["num_vectors"], told["num_different"]) == (300, 100)
+    opened = open_index_folder(tmp_path / "index")
+    _, rows = opened.index.search(vectors[150:151], 201)
+    assert sorted(opened.names.take(rows[0]).column("id").to_pylist()) == sorted(
+        f"id{n}" for n in [7, *range(100, 300)]
+    )
+
+
+def test_a_full_disk_leaves_no_index(embeddings: str, tmp_path: Path) -> None:
+    build_index(embeddings, str(tmp_path / "whole"), num_queries=0)
+    sizes = {file.stat().st_size for file in (tmp_path / "whole").iterdir()}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, *(size - 1 for size in sizes)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            with pytest.raises(LaunchError, match=r"cannot write .*index.*: .*too large"):
+                build_index(embeddings, str(tmp_path / "index"), num_queries=0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "whole"]

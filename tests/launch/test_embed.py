@@ -15,6 +15,7 @@ from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.launch.embed import embed
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.export import export
 from tests.data.damage import flip
 from tests.data.listed import Listed, item
 from tests.launch.embedded import draw, vectors_of, write_model, write_pictures
@@ -92,6 +93,18 @@ def test_classes_that_the_training_set_apart(packed: tuple[Path, dict[str, bytes
     found = names_of(tmp_path / "v.parquet")
     assert len(found) == 4
     assert found == {f"t{n}": (f"class {n % 4}", "validation") for n in range(8) if f"t{n}" in found}
+    # An exported folder knows them too.
+    assert export(model, str(tmp_path / "exported"), onnx=False, register=None) == 0
+    exported = str(tmp_path / "exported")
+    assert embed(exported, str(tmp_path / "four"), str(tmp_path / "again.parquet"), split="validation") == 0
+    assert names_of(tmp_path / "again.parquet") == found
+    # A dataset that has a split of this name is taken as it is.
+    own = tuple(
+        item(key, "a", ("train", "validation")[n % 2], parts=[c]) for n, (key, c) in enumerate(pictures.items())
+    )
+    pack(Listed(own), tmp_path / "own", PackOptions(num_processes=1))
+    assert embed(exported, str(tmp_path / "own"), str(tmp_path / "own.parquet"), split="validation") == 0
+    assert names_of(tmp_path / "own.parquet") == {f"t{n}": ("a", "validation") for n in (1, 3, 5, 7)}
 
 
 def test_what_cannot_be_read_is_left_out_and_told(
@@ -142,8 +155,11 @@ def test_wrong_options(
 ) -> None:
     folder, out = str(tmp_path / "pictures"), str(tmp_path / "out.parquet")
     write_pictures(Path(folder))
+    (packed[0] / "a.parquet").mkdir()
     cases = [
         ([model, folder, "out.csv"], "let its name end in .parquet"),
+        ([model, folder, str(packed[0] / "a.parquet")], "a.parquet is a folder: name the Parquet file to write"),
+        ([str(tmp_path / "no model"), folder, str(packed[0] / "a.parquet")], "is a folder"),  # told before the rest
         ([model, folder, out, "--split", "test"], "is no packed dataset, so it has no splits"),
         ([model, folder, out, "--batch-size", "0"], "--batch-size 0"),
         ([model, folder + "x", out], "there is no"),
@@ -169,10 +185,38 @@ def test_samples_of_another_kind(model: str, packed: tuple[Path, dict[str, bytes
         (tmp_path / "arrays" / f"{number}.npy").write_bytes(CASES["vectors"][0][0])
     assert embed(vectors, str(tmp_path / "arrays"), out) == 0
     np.save(tmp_path / "arrays" / "2.npy", np.ones(3))
-    with pytest.raises(DataError, match=r"0\.npy to 2\.npy: .*different sizes"):
+    with pytest.raises(DataError, match=r"0\.npy to 2\.npy: .*different sizes.*--batch-size 1$"):
         embed(vectors, str(tmp_path / "arrays"), out)
     for number in range(2):
         (tmp_path / "arrays" / f"{number}.npy").unlink()
     with pytest.raises(DataError, match=r"2\.npy to 2\.npy: samples of shape \(3,\) do not fit the network"):
         embed(vectors, str(tmp_path / "arrays"), out)
     assert len(read_embeddings(Path(out)).names) == 2  # of the run before
+
+
+def test_the_models_own_batch_size_is_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pictures of different sizes fit together where the evaluation takes one at a time."""
+    as_is = "data.eval_transform=standardize"
+    (tmp_path / "pictures").mkdir()
+    listed = []
+    for number in range(3):
+        (tmp_path / "pictures" / f"\x1b[31m{number}.png").write_bytes(draw(number, (40, 40 + number)))
+        listed.append(item(f"s{number}", "a", "test", parts=[draw(number, (40, 40 + number))]))
+    (tmp_path / "pictures" / "\x1b[31mtext.png").write_bytes(b"text")
+    pack(Listed(tuple(listed)), tmp_path / "packed", PackOptions(num_processes=1))
+    one = write_model(tmp_path / "one", as_is, "evaluation.batch_size=1")
+    many = write_model(tmp_path / "many", as_is)
+    for source in ("pictures", "packed"):
+        arguments = [str(tmp_path / source), str(tmp_path / "out.parquet")]
+        assert main(["embed", one, *arguments]) == 0
+        assert main(["embed", many, *arguments, "--batch-size", "1"]) == 0
+        capsys.readouterr()
+        assert main(["embed", many, *arguments]) == 2
+        told = capsys.readouterr().err
+        assert "different sizes" in told
+        assert "--batch-size 1" in told
+        assert "\x1b" not in told
+    assert "?[31mtext.png" in caplog.text
+    assert "\x1b" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,28 @@ def test_nothing_of_the_machine_is_in_it(exported: Path, model: EmbeddingModel) 
     assert '"/' not in text
     assert sorted(file.name for file in exported.iterdir()) == ["model.json", "model.safetensors"]
     assert len({file.stat().st_mode for file in exported.iterdir()}) == 1
+
+
+def test_a_folder_of_before_validation_classes_were_kept(exported: Path, tmp_path: Path) -> None:
+    def remove(key: str) -> None:
+        values = json.loads((exported / "model.json").read_text())
+        del values["settings"]["data"][key]
+        (exported / "model.json").write_text(json.dumps(values))
+
+    for key in ("validation_classes", "train_split"):
+        remove(key)
+    data = load_exported(str(exported)).config.data
+    assert (data.validation_classes, data.train_split) == (0, "train")
+
+
+def test_a_full_disk_is_told(model: EmbeddingModel, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_model(model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken(tmp_path: Path) -> None:
@@ -204,8 +227,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor more": (edit_weights(lambda w: w.update(other=torch.ones(2))), "'other' is only in the file"),
     "another shape": (
         edit(settings__model__embedding_dim=6),
-        r"'head.bias' is \(5,\) .* there, the network has \(6,\)",
+        r"'head.bias' is \(5,\) there, the network has \(6,\)",
     ),
+    "more than any memory holds": (
+        edit(settings__model__embedding_dim=10**12),
+        r"'head.bias' is \(5,\) there, the network has \(1000000000000,\)",
+    ),
+    "no number of values": (edit(settings__model__embedding_dim=2**70), "embedding_dim: 1180.* cannot be made"),
+    "a norm of nobody": (edit(settings__model__options={"norm_layer": "nothing"}), "timm refused .*KeyError"),
+    "nested": (lambda folder: (folder / "model.json").write_text("[" * 200_000), "missing or damaged"),
     "another type": (edit_weights(lambda w: w.update({"head.bias": w["head.bias"].half()})), "float16"),
     "another model's": (edit_weights(lambda w: w["head.bias"].add_(1)), "does not hold the weights"),
 }

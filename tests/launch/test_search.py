@@ -82,8 +82,35 @@ def test_pictures_of_a_folder_and_one_that_is_gone(
     shutil.rmtree(folder)
     assert search(str(tmp_path / "query.png"), str(index), k=2, pictures=str(drawn)) == 0
     assert f"left blank: there is no {folder} any more" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"cannot write .*none"):
-        search(str(tmp_path / "query.png"), str(index), pictures=str(tmp_path / "none" / "a.png"))
+
+
+def test_a_place_for_pictures_is_looked_at_before_the_search(
+    searched: tuple[str, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder, index = searched
+    capsys.readouterr()
+    for place, message in (("none/a.png", r"there is no folder .*none; make it"), ("pictures", "is a folder")):
+        with pytest.raises(LaunchError, match=f"--pictures .*{place}: {message}"):
+            search(str(folder / "a.png"), str(index), pictures=str(tmp_path / place))
+    with pytest.raises(DataError, match=r"cannot write /dev/full: No space left"):
+        search(str(folder / "a.png"), str(index), pictures="/dev/full")
+    assert capsys.readouterr().out.count("rank") == 1  # of the last
+
+
+def test_names_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, folder = write_model(tmp_path / "mine"), tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "\x1b[2Ja\r\u202e.png").write_bytes(draw(0))
+    assert embed(model, str(folder), str(tmp_path / "e.parquet")) == 0
+    assert build_index(str(tmp_path / "e.parquet"), str(tmp_path / "index")) == 0
+    (tmp_path / "query.png").write_bytes(draw(0))
+    (folder / "\x1b[2Ja\r\u202e.png").unlink()
+    arguments = ["search", str(tmp_path / "query.png"), str(tmp_path / "index"), "--pictures", str(tmp_path / "p.png")]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "?[2Ja??.png" in out
+    assert "?[2Ja??.png: No such file" in err
+    assert not {"\x1b", "\r", "\u202e"} & set(out + err)
 
 
 def test_pictures_of_a_packed_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +172,7 @@ def test_wrong_options(searched: tuple[str, Path, Path], tmp_path: Path) -> None
 def test_an_index_of_other_dimensions(searched: tuple[str, Path, Path], tmp_path: Path) -> None:
     """Only a damaged folder has one, since the weights decide the dimensions."""
     _, folder, index = searched
-    other = write_embeddings(tmp_path / "other.parquet", np.ones((7, 4), np.float32))
+    other = write_embeddings(tmp_path / "other.parquet", np.arange(28, dtype=np.float32).reshape(7, 4))
     build_index(other, str(tmp_path / "other"), num_queries=0)
     shutil.copy(tmp_path / "other" / "index.faiss", index)
     description = (index / "index.json").read_text()

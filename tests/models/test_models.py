@@ -54,6 +54,23 @@ def test_wrong_names_and_options_are_explained() -> None:
         backbone("resnet10t", options={"no_such_thing": 1})
     with pytest.raises(ValueError, match="did you mean 'mlp'"):
         backbone("mlpp")
+    with pytest.raises(ModelError, match=r"model.backbone: timm refused to build 'resnet10t.nobody': RuntimeError"):
+        backbone("resnet10t.nobody")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm_layer": "nothing"},
+        {"global_pool": "nothing"},
+        {"features_only": True},
+        {"stem_width": 2**70},
+        {"act_layer": []},
+    ],
+)
+def test_whatever_timm_says_to_an_option_is_one_kind_of_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"^model.options: timm refused to build 'resnet10t': \w+"):
+        backbone("resnet10t", options=options)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dmlscale.tracking.mlflow import ModelNote, RegistryError, end_run, log_model, start_or_continue
+from dmlscale.tracking.mlflow import (
+    ModelNote,
+    RegistryError,
+    TrackingUnreachableError,
+    check_registrable,
+    end_run,
+    find_version,
+    log_model,
+    start_or_continue,
+)
 from dmlscale.tracking.tracker import Status
 from tests.tracking.conftest import MlflowServer
 
@@ -159,10 +168,45 @@ def test_what_the_store_refuses_is_told_before_anything_is_sent(uri: str, folder
     assert MlflowClient(uri).get_run(run_id).outputs.model_outputs == []
 
 
-def test_a_model_that_could_not_be_sent_counts_as_failed(sqlite_uri: str, folder: Path) -> None:
+def test_what_the_store_would_refuse_is_known_before(uri: str) -> None:
+    run_id, name = make_run(uri), f"model {uuid.uuid4().hex}"
+    check_registrable(uri, run_id, name)
+    client = MlflowClient(uri)
+    assert not client.search_registered_models(f"name = '{name}'")
+    client.create_registered_model(name)
+    check_registrable(uri, run_id, name)
+    for wrong in ("a/b", "a:b", ""):
+        with pytest.raises(RegistryError, match="name"):
+            check_registrable(uri, run_id, wrong)
+    with pytest.raises(RegistryError, match=r"[Rr]un.*not found"):
+        check_registrable(uri, "0" * 32, name)
+
+
+def test_no_answer_is_told_before(tmp_path: Path) -> None:
+    with pytest.raises(TrackingUnreachableError, match="cannot reach"):
+        check_registrable("http://127.0.0.1:9", "0" * 32, "name")
+
+
+def test_versions_are_found_by_run_and_tags(uri: str, folder: Path) -> None:
+    run_id, other, name = make_run(uri), make_run(uri), f"it's a model {uuid.uuid4().hex}"
+    assert find_version(uri, run_id, name, {}) is None
+    for step in (10, 20):
+        register(uri, run_id, folder, name, step=step)
+    found = find_version(uri, run_id, name, {"recall_at_1": "0.25"})
+    assert found == (f"models:/{name}/1", "1")
+    assert find_version(uri, run_id, name, {"loss": "triplet"}) == (f"models:/{name}/2", "2")
+    assert find_version(uri, run_id, name, {"loss": "circle"}) is None
+    assert find_version(uri, run_id, name + "x", {"loss": "triplet"}) is None
+    assert find_version(uri, other, name, {"loss": "triplet"}) is None
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_a_model_that_could_not_be_sent_counts_as_failed(
+    kind: type[BaseException], sqlite_uri: str, folder: Path
+) -> None:
     run_id = make_run(sqlite_uri)
-    (folder.parent / "code.py").write_text("raise RuntimeError('broken')")
-    with pytest.raises(Exception, match="broken"):
+    (folder.parent / "code.py").write_text(f"raise {kind.__name__}('broken')")
+    with pytest.raises(BaseException, match="broken"):
         register(sqlite_uri, run_id, folder, None)
     client = MlflowClient(sqlite_uri)
     models = client.search_logged_models([client.get_run(run_id).info.experiment_id])

@@ -1,7 +1,7 @@
 """The only door to MLflow."""
 
 from dmlscale.tracking.mlflow.model_note import ModelNote
-from dmlscale.tracking.mlflow.registry import Registered, RegistryError, log_model
+from dmlscale.tracking.mlflow.registry import Registered, RegistryError, check_registrable, find_version, log_model
 from dmlscale.tracking.mlflow.runs import (
     DatasetNote,
     MlflowTracker,
@@ -19,9 +19,11 @@ __all__ = [
     "Registered",
     "RegistryError",
     "TrackingUnreachableError",
+    "check_registrable",
     "close_child",
     "end_run",
     "experiment_of",
+    "find_version",
     "log_model",
     "replay_spool",
     "start_or_continue",

@@ -39,6 +39,49 @@ class Registered(NamedTuple):
     version: str | None  # of the registered model
 
 
+def check_registrable(uri: str, run_id: str, name: str) -> None:
+    """Whether a model of a run can be registered, asked before any work; it changes nothing.
+
+    Args:
+        uri: the store, as from `resolve_uri`.
+        run_id: the run that trained it.
+        name: of the registered model, which may be there or not.
+
+    Raises:
+        TrackingUnreachableError: the store does not answer.
+        RegistryError: it has no such run, or refuses the name.
+    """
+    require_reachable(uri)
+    client = MlflowClient(uri, registry_uri=uri)
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"{uri}: {error.message}") from None
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise RegistryError(f"{uri}: {error.message}") from None
+
+
+def find_version(uri: str, run_id: str, name: str, tags: Mapping[str, str]) -> Registered | None:
+    """The newest version of a registered model that comes from a run and has these tags.
+
+    Args:
+        uri: the store, as from `resolve_uri`.
+        run_id: the run.
+        name: of the registered model, which may be there or not.
+        tags: name -> value.
+    """
+    found = MlflowClient(uri, registry_uri=uri).search_model_versions(f"run_id='{run_id}'")
+    numbers = [
+        int(version.version)
+        for version in found
+        if version.name == name and version.status == "READY" and tags.items() <= version.tags.items()
+    ]
+    return Registered(f"models:/{name}/{max(numbers)}", str(max(numbers))) if numbers else None
+
+
 def log_model(
     uri: str,
     run_id: str,
@@ -94,7 +137,7 @@ def log_model(
         _upload(client, logged, run_id, folder, note, code)
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
         client.log_batch(run_id, metrics=[_of_model(metric, logged.model_id) for metric in metrics.values()])
-    except Exception:
+    except BaseException:  # also Ctrl-C, or it would be PENDING for ever
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")

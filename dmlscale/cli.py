@@ -136,13 +136,13 @@ def _add_losses(commands: Commands) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from dmlscale.launch.pack import pack
+    from dmlscale.launch.datasets.pack import pack
 
     return pack(options.source, options.path, options.overrides)
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from dmlscale.launch.inspect import inspect
+    from dmlscale.launch.datasets.inspect import inspect
 
     return inspect(
         options.path,
@@ -154,7 +154,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from dmlscale.launch.verify import verify
+    from dmlscale.launch.datasets.verify import verify
 
     return verify(options.path, num_processes=options.processes, quick=options.quick)
 
@@ -184,25 +184,25 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from dmlscale.launch.export import export
+    from dmlscale.launch.models.export import export
 
     return export(options.checkpoint, options.folder, onnx=options.onnx, register=options.register)
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from dmlscale.launch.embed import embed
+    from dmlscale.launch.vectors.embed import embed
 
     return embed(options.model, options.source, options.out, split=options.split, batch_size=options.batch_size)
 
 
 def _index(options: argparse.Namespace) -> int:
-    from dmlscale.launch.build_index import build_index
+    from dmlscale.launch.vectors.build_index import build_index
 
     return build_index(options.embeddings, options.out, kind=options.kind, num_queries=options.queries)
 
 
 def _search(options: argparse.Namespace) -> int:
-    from dmlscale.launch.search import search
+    from dmlscale.launch.vectors.search import search
 
     return search(options.image, options.index, model=options.model, k=options.k, pictures=options.pictures)
 

@@ -23,8 +23,8 @@ from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.display import ProgressTail, left_out_lines, metrics_table
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.evaluation_report import REPORT_FILE
-from dmlscale.launch.export import export_of_run
+from dmlscale.launch.evaluation.report import REPORT_FILE
+from dmlscale.launch.models.export import export_of_run
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import marked_failed_on_error, start_run
 from dmlscale.tracking.store import dashboard_command, is_server, resolve_uri, run_url

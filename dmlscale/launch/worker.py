@@ -20,10 +20,10 @@ from dmlscale.data.skipped import KINDS
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.launch import build
-from dmlscale.launch.bank_sample import gather_banks, trained_labels
-from dmlscale.launch.evaluate_checkpoint import evaluate_checkpoint
-from dmlscale.launch.evaluation import Evaluator, FinalEvaluation
-from dmlscale.launch.evaluation_report import draw_report
+from dmlscale.launch.evaluation.bank_sample import gather_banks, trained_labels
+from dmlscale.launch.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from dmlscale.launch.evaluation.evaluator import Evaluator, FinalEvaluation
+from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.mining import Miner
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.run_folder import check_same_dataset

@@ -13,7 +13,7 @@ from dmlscale.data.embeddings_file import read_embeddings
 from dmlscale.data.index import Index
 from dmlscale.data.reader import Reader
 from dmlscale.distributed.world import World
-from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.models.model_folder import load_model
 from tests.integration.runs import task_of, work_on_rank
 
 

@@ -29,8 +29,8 @@ from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded, raw_pixels
 from dmlscale.evaluation.figures.retrieval_gallery import retrieval_gallery
 from dmlscale.launch.build import build_decoder, build_embedder, build_eval_batches
-from dmlscale.launch.evaluation import Evaluator
-from dmlscale.launch.evaluation_report import pictures_of
+from dmlscale.launch.evaluation.evaluator import Evaluator
+from dmlscale.launch.evaluation.report import pictures_of
 from tests.distributed.pool import GlooPool
 from tests.evaluation.oracles import brute_force
 from tests.integration.runs import CPU, task_of, work_on_rank, write_config

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
 
 from dmlscale.data.inputs import InputKind
-from dmlscale.launch.export import export
-from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.models.export import export
+from dmlscale.launch.models.model_folder import load_model
 from dmlscale.tracking.mlflow import start_or_continue
-from tests.launch.checkpoints import pack_samples, write_checkpoint
+from tests.launch.models.checkpoints import pack_samples, write_checkpoint
 from tests.launch.test_every_input import CASES, array, picture, recording
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

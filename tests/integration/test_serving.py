@@ -23,9 +23,9 @@ import pytest
 
 from dmlscale.data.index import Index
 from dmlscale.data.reader import Reader
-from dmlscale.launch.embedding_model import EmbeddingModel
-from dmlscale.launch.export import export
-from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.launch.models.export import export
+from dmlscale.launch.models.model_folder import load_model
 from tests.integration.runs import write_config
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.models.embedding_model import EmbeddingModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PARITY = 1e-4

@@ -13,13 +13,13 @@ from dmlscale.data.errors import DataError
 from dmlscale.data.index import Index
 from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
-from dmlscale.launch.embed import embed
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.export import export
+from dmlscale.launch.models.export import export
+from dmlscale.launch.vectors.embed import embed
 from tests.data.damage import flip
 from tests.data.listed import Listed, item
-from tests.launch.embedded import draw, vectors_of, write_model, write_pictures
 from tests.launch.test_every_input import CASES
+from tests.launch.vectors.embedded import draw, vectors_of, write_model, write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.transforms import apply
-from dmlscale.launch.embedding_model import EmbeddingModel, hash_of_weights
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.exported_folder import load_exported, write_model
-from dmlscale.launch.model_folder import load_checkpoint, load_model
-from tests.launch.checkpoints import write_checkpoint
+from dmlscale.launch.models.embedding_model import EmbeddingModel, hash_of_weights
+from dmlscale.launch.models.exported_folder import load_exported, write_model
+from dmlscale.launch.models.model_folder import load_checkpoint, load_model
+from tests.launch.models.checkpoints import write_checkpoint
 from tests.launch.test_every_input import CASES, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

@@ -15,13 +15,13 @@ from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.evaluation.figures.style import png
 from dmlscale.evaluation.figures_search import Found, search_result
-from dmlscale.launch.build_index import build_index
-from dmlscale.launch.embed import embed
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.search import search
+from dmlscale.launch.vectors.build_index import build_index
+from dmlscale.launch.vectors.embed import embed
+from dmlscale.launch.vectors.search import search
 from tests.data.listed import Listed, item
-from tests.launch.embedded import draw, vectors_of, write_model, write_pictures
-from tests.launch.test_build_index import write_embeddings
+from tests.launch.vectors.embedded import draw, vectors_of, write_model, write_pictures
+from tests.launch.vectors.test_build_index import write_embeddings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

@@ -15,8 +15,8 @@ from dmlscale.data.errors import DataError
 from dmlscale.data.originals.files import FolderFiles
 from dmlscale.data.reader import LostSampleError, Reader
 from dmlscale.evaluation.thumbnails import thumbnail
-from dmlscale.launch.embed_sources import is_packed, open_dataset
-from dmlscale.launch.embedding_model import EmbeddingModel
+from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.launch.vectors.embed_sources import is_packed, open_dataset
 
 Picture = NDArray[np.uint8]  # (height, width) or (height, width, 3)
 

@@ -17,10 +17,10 @@ from dmlscale.evaluation.figures.picture import LoadImage
 from dmlscale.evaluation.figures.style import png
 from dmlscale.evaluation.report import Section, html_report
 from dmlscale.evaluation.thumbnails import thumbnail
-from dmlscale.launch.bank_sample import BankSample
 from dmlscale.launch.build import build_decoder
-from dmlscale.launch.evaluation import Evaluator, FinalEvaluation
-from dmlscale.launch.report_figures import Material, PlannedFigure, planned_figures
+from dmlscale.launch.evaluation.bank_sample import BankSample
+from dmlscale.launch.evaluation.evaluator import Evaluator, FinalEvaluation
+from dmlscale.launch.evaluation.report_figures import Material, PlannedFigure, planned_figures
 from dmlscale.launch.tracked import dataset_name, loss_name
 from dmlscale.tracking.provenance import git_tags
 

@@ -15,18 +15,18 @@ from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.figures import roc
-from dmlscale.launch.bank_sample import BankSample, gather_banks, load_banks, trained_labels
 from dmlscale.launch.build import build_embedder, build_objective
 from dmlscale.launch.display import left_out_lines, metrics_table
-from dmlscale.launch.evaluation import Evaluator
-from dmlscale.launch.evaluation_report import REPORT_FILE, draw_report
+from dmlscale.launch.evaluation.bank_sample import BankSample, gather_banks, load_banks, trained_labels
+from dmlscale.launch.evaluation.evaluator import Evaluator
+from dmlscale.launch.evaluation.report import REPORT_FILE, draw_report
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.training import checkpoint
 from dmlscale.training.state import Record, tensors
 from tests.data.listed import Listed, item
 from tests.distributed.pool import GlooPool
 from tests.integration.runs import CPU, write_config
-from tests.launch.embedded import draw
+from tests.launch.vectors.embedded import draw
 
 LOSSES = [{"name": "soft_triple", "options": {"centers_per_class": 2}}, {"name": "triplet"}, {"name": "proxy_nca"}]
 NUM_CLASSES = 30

@@ -49,7 +49,9 @@ def inspect(
     if json_file is not None:
         _write(json_file, (json.dumps(_plain(overview), indent=2) + "\n").encode())
     if pictures_file is not None:
-        from dmlscale.launch.pictures import draw_pictures  # torch and matplotlib: seconds that numbers need not wait
+        from dmlscale.launch.datasets.pictures import (
+            draw_pictures,  # torch and matplotlib: seconds that numbers need not wait
+        )
 
         _write(pictures_file, draw_pictures(index, list(overview.splits), num_classes))
         console.print(f"pictures: {pictures_file}")

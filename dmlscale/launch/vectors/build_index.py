@@ -13,7 +13,7 @@ from dmlscale.evaluation.closeness import Metric
 from dmlscale.evaluation.copies import Copies
 from dmlscale.evaluation.vector_index import Kind, Recall, VectorIndex, choose_parameters, measure_recall
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.index_folder import check_target, write_index_folder
+from dmlscale.launch.vectors.index_folder import check_target, write_index_folder
 
 _SEED = 0  # the same queries each time, for comparing two indexes of the same embeddings
 

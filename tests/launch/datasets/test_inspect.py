@@ -172,7 +172,7 @@ def test_verify_says_ok_and_what_is_wrong(folder: Path, tmp_path: Path, capsys: 
 def test_verify_counts_what_it_does_not_show(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmlscale.launch.verify.MOST_SHOWN", 3)
+    monkeypatch.setattr("dmlscale.launch.datasets.verify.MOST_SHOWN", 3)
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     index = Index.load(copy)
     shard = bytearray((copy / "train-000000.tar").read_bytes())

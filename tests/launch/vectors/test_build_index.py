@@ -15,9 +15,9 @@ import pytest
 from dmlscale.cli import main
 from dmlscale.data.embeddings_file import EmbeddingsWriter, Provenance
 from dmlscale.data.errors import DataError
-from dmlscale.launch.build_index import build_index
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.index_folder import open_index_folder
+from dmlscale.launch.vectors.build_index import build_index
+from dmlscale.launch.vectors.index_folder import open_index_folder
 
 MADE = Provenance("small at step 20", "ab12", "runs/small", "cosine", "data/glyphs", "image")
 

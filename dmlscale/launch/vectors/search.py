@@ -12,12 +12,12 @@ from dmlscale.data.errors import DataError
 from dmlscale.evaluation.figures.style import png
 from dmlscale.evaluation.figures_search import Found, search_result
 from dmlscale.evaluation.thumbnails import thumbnail
-from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.found_pictures import read_pictures
-from dmlscale.launch.index_folder import IndexFolder, open_index_folder
-from dmlscale.launch.model_folder import load_model
-from dmlscale.launch.printable import printable
+from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.launch.models.model_folder import load_model
+from dmlscale.launch.vectors.found_pictures import read_pictures
+from dmlscale.launch.vectors.index_folder import IndexFolder, open_index_folder
+from dmlscale.launch.vectors.printable import printable
 
 _WIDEST = 10_000  # characters: a table that goes into a file is not folded
 

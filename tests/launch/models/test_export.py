@@ -16,13 +16,13 @@ from torch import Tensor
 from dmlscale.cli import main
 from dmlscale.data.errors import DataError
 from dmlscale.data.inputs import InputKind
-from dmlscale.launch import onnx_export
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.export import export
-from dmlscale.launch.model_folder import load_model
-from dmlscale.launch.onnx_export import export_onnx
+from dmlscale.launch.models import onnx_export
+from dmlscale.launch.models.export import export
+from dmlscale.launch.models.model_folder import load_model
+from dmlscale.launch.models.onnx_export import export_onnx
 from dmlscale.models.embedder import Embedder
-from tests.launch.checkpoints import pack_samples, write_checkpoint
+from tests.launch.models.checkpoints import pack_samples, write_checkpoint
 from tests.launch.test_every_input import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

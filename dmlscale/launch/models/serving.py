@@ -17,7 +17,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from dmlscale.data.errors import DataError
-from dmlscale.launch.exported_folder import load_exported
+from dmlscale.launch.models.exported_folder import load_exported
 
 
 class ServedEmbedder(PythonModel):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmlscale.launch.model_folder import load_model
-from tests.launch.checkpoints import write_checkpoint
+from dmlscale.launch.models.model_folder import load_model
+from tests.launch.models.checkpoints import write_checkpoint
 
 
 def draw(number: int, size: tuple[int, int] = (40, 40)) -> bytes:

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmlscale.data.embeddings_file import EmbeddingsWriter, Provenance
 from dmlscale.data.errors import DataError
-from dmlscale.launch.embed_sources import FileSamples, NamedBatch, PackedSamples, open_samples
-from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.model_folder import load_model
-from dmlscale.launch.printable import printable
+from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.launch.models.model_folder import load_model
+from dmlscale.launch.vectors.embed_sources import FileSamples, NamedBatch, PackedSamples, open_samples
+from dmlscale.launch.vectors.printable import printable
 
 
 def embed(model: str, source: str, out: str, *, split: str | None = None, batch_size: int | None = None) -> int:

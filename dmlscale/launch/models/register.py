@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmlscale.data.decoding.contents import Content
-from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.models.embedding_model import EmbeddingModel
 from dmlscale.training.state import Record
 
 if TYPE_CHECKING:  # 3 s to import

@@ -10,10 +10,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dmlscale.cli import main
-from dmlscale.launch.export import export_of_run
-from dmlscale.launch.model_folder import load_model
+from dmlscale.launch.models.export import export_of_run
+from dmlscale.launch.models.model_folder import load_model
 from dmlscale.tracking.mlflow import start_or_continue
-from tests.launch.checkpoints import pack_samples, write_checkpoint
+from tests.launch.models.checkpoints import pack_samples, write_checkpoint
 from tests.launch.test_every_input import CASES
 
 

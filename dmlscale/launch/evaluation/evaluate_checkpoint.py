@@ -11,10 +11,10 @@ from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.distributed.world import World
 from dmlscale.launch import build
-from dmlscale.launch.bank_sample import BankSample, load_banks, trained_labels
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.evaluation import Evaluator
-from dmlscale.launch.evaluation_report import draw_report
+from dmlscale.launch.evaluation.bank_sample import BankSample, load_banks, trained_labels
+from dmlscale.launch.evaluation.evaluator import Evaluator
+from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.run_folder import check_same_dataset
 from dmlscale.launch.task import Task
 from dmlscale.training import checkpoint

@@ -19,8 +19,8 @@ from dmlscale.config.schema import Config
 from dmlscale.data.decoding.decode import find_decoder
 from dmlscale.data.decoding.log_mel import AudioOptions
 from dmlscale.launch.build import build_embedder
-from dmlscale.launch.embedding_model import EmbeddingModel, Origin, hash_of_weights
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.models.embedding_model import EmbeddingModel, Origin, hash_of_weights
 from dmlscale.models.embedder import Embedder
 from dmlscale.models.errors import ModelError
 

@@ -28,9 +28,9 @@ from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.storage.file_systems import same_service
 from dmlscale.data.transforms import apply
 from dmlscale.launch import build
-from dmlscale.launch.embedding_model import EmbeddingModel
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.printable import printable
+from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.launch.vectors.printable import printable
 
 _logger = logging.getLogger(__name__)
 

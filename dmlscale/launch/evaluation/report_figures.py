@@ -27,8 +27,8 @@ from dmlscale.evaluation.figures.worst_classes import worst_classes
 from dmlscale.evaluation.gallery import RetrievalRow
 from dmlscale.evaluation.neighbors import Metric
 from dmlscale.evaluation.projection import project
-from dmlscale.launch.bank_sample import BankSample
-from dmlscale.launch.evaluation import CURVE_KS, Measured
+from dmlscale.launch.evaluation.bank_sample import BankSample
+from dmlscale.launch.evaluation.evaluator import CURVE_KS, Measured
 
 _NUM_COLOURED = 10  # classes on the map
 

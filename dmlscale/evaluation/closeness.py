@@ -10,7 +10,7 @@ unit length, or the negative Euclidean distance.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,12 @@ IntArray = NDArray[np.int64]
 _NUMBERS_AT_ONCE = 4_000_000  # 32 MB in float64
 _FARTHEST = np.iinfo(np.int64).min
 _LOW_BITS = 2**32 - 1
+
+
+def require_metric(metric: str) -> None:
+    """Raises ValueError where there is no such metric; without a check, any other word would mean "euclidean"."""
+    if metric not in get_args(Metric):
+        raise ValueError(f"unknown metric {metric!r}: there are {', '.join(get_args(Metric))}")
 
 
 def closeness_of_pairs(queries: FloatArray, gallery: FloatArray, found: IntArray, metric: Metric) -> FloatArray:

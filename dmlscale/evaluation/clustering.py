@@ -15,15 +15,23 @@ from scipy.special import gammaln
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, pair_confusion_matrix
 
+from dmlscale.evaluation.closeness import FloatArray, IntArray, Metric, require_metric
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.metrics import nmi
-from dmlscale.evaluation.neighbors import FloatArray, Gallery, IntArray, Metric, normalize
+from dmlscale.evaluation.neighbors import Gallery, normalize
 from dmlscale.evaluation.ranks import AllSum, Gather, alone
-from dmlscale.evaluation.shares import Share
-from dmlscale.evaluation.subsample import checked_share, gathered, hash_order
+from dmlscale.evaluation.shares import Share, require_seed
+from dmlscale.evaluation.subsample import checked_share, few_enough, gathered, hash_order
 
+ITERATIONS = 20
+"""Of k-means, at most."""
+MOST_DISTANCES = 700_000_000
+"""Samples times clusters: half a minute of a core for d = 128. The 60,502 samples of 11,316 classes that Stanford Online
+Products has to test with just fit.
+"""
 _EXACT_BITS = 51  # whole numbers of so many bits, and sums of two, are exact in float64
 _ROUNDING = 2.0**-21  # times root of d and the lengths of both vectors: more than products in float32 lose
+_VANISHED = 2.0**-120  # times d: more than is lost of products too small for float32
 _ROWS_AT_ONCE = 65_536
 _NUMBERS_AT_ONCE = 4_000_000
 
@@ -36,10 +44,14 @@ def cluster_metrics(
     rank: int = 0,
     metric: Metric = "cosine",
     num_clusters: int | None = None,
+    most_distances: int = MOST_DISTANCES,
     seed: int = 0,
-    iterations: int = 20,
+    iterations: int = ITERATIONS,
 ) -> dict[str, float]:
     """Cluster the samples of all ranks by k-means and compare the clusters with the classes.
+
+    Time grows with samples times clusters. Of many samples of many classes only some classes are clustered, whole and
+    chosen by a hash of their labels (`few_enough`).
 
     Args:
         local: this rank's share, uneven or empty; an id that is there several times counts once.
@@ -47,20 +59,26 @@ def cluster_metrics(
         all_sum: adds up over ranks.
         rank: this rank.
         metric: "cosine" clusters the directions of the embeddings, "euclidean" the embeddings.
-        num_clusters: k; the number of classes if not given.
-        seed: of the first centroids, at least 0.
+        num_clusters: k, of all samples; the number of the classes that are clustered if not given.
+        most_distances: samples times classes that are clustered, where k is not given.
+        seed: of the first centroids and of the choice of classes, at least 0.
         iterations: of Lloyd's algorithm, at most.
 
     Returns:
-        `nmi`, `ami` (mutual information, normalised by the mean of both entropies, and adjusted for chance as well) and
-        `f1` (see `pairwise_f1`). The same on every rank and at any number of ranks.
+        `nmi`, `ami` (mutual information, normalised by the mean of both entropies, and adjusted for chance as well),
+        `f1` (see `pairwise_f1`) and `num_clustered` samples. The same on every rank and at any number of ranks.
 
     Raises:
-        ValueError: on every rank alike: as `checked_share`, or ``num_clusters`` is not from 1 to n.
+        ValueError: on every rank alike: as `checked_share`, an unknown metric, a negative seed, or ``num_clusters`` is
+            not from 1 to n.
 
     Communication: as `checked_share` and `kmeans_over_ranks`.
     """
-    share = checked_share(local, gather, rank=rank)
+    require_metric(metric)
+    require_seed(seed)
+    share = checked_share(local, gather, rank=rank, metric=metric)
+    if num_clusters is None:
+        share = few_enough(share, most_distances, seed=seed)
     k = len(np.unique(share.labels)) if num_clusters is None else num_clusters
     clusters = kmeans_over_ranks(
         share, k, gather=gather, all_sum=all_sum, metric=metric, seed=seed, iterations=iterations
@@ -69,6 +87,7 @@ def cluster_metrics(
         "nmi": nmi(clusters, share.labels),
         "ami": adjusted_mutual_information(clusters, share.labels),
         "f1": pairwise_f1(clusters, share.labels),
+        "num_clustered": float(len(clusters)),
     }
 
 
@@ -80,7 +99,7 @@ def kmeans_over_ranks(
     all_sum: AllSum = alone,
     metric: Metric = "cosine",
     seed: int = 0,
-    iterations: int = 20,
+    iterations: int = ITERATIONS,
 ) -> IntArray:
     """Cluster of each sample, by Lloyd's algorithm over the rows of all ranks.
 
@@ -112,7 +131,8 @@ def kmeans_over_ranks(
     """
     if not 1 <= num_clusters <= len(share.ids):
         raise ValueError(f"num_clusters = {num_clusters} of {len(share.ids)} samples: must be from 1 to their number")
-    rows = _on_grid(normalize(share.embeddings) if metric == "cosine" else share.embeddings, len(share.ids), gather)
+    rows = normalize(share.embeddings) if metric == "cosine" else share.embeddings.copy()
+    _round_to_grid(rows, len(share.ids), gather)
     first = gathered(replace(share, embeddings=rows), hash_order(share.ids, seed)[:num_clusters], gather)
     centroids = first.astype(np.float64)
     own_totals = np.zeros((num_clusters, rows.shape[1] + 1))
@@ -124,7 +144,7 @@ def kmeans_over_ranks(
         before, centroids = centroids, centroids.copy()
         centroids[~is_empty] = totals[~is_empty, :-1] / totals[~is_empty, -1:]
         if is_empty.any():
-            apart = np.linalg.norm(rows - before[clusters], axis=1)
+            apart = _distances(rows, before, clusters)
             farthest = _farthest(share.rows, apart, int(is_empty.sum()), gather)
             empty = np.flatnonzero(is_empty)[: len(farthest)]
             centroids[empty] = gathered(replace(share, embeddings=rows), farthest, gather)
@@ -152,6 +172,7 @@ def nearest_centroids(rows: FloatArray, centroids: NDArray[np.float64]) -> IntAr
     halves = (centroids**2).sum(axis=1) / 2
     longest = np.sqrt(2 * halves.max())
     rounding = _ROUNDING * np.sqrt(rows.shape[1]) * longest * (np.sqrt(np.einsum("md,md->m", rows, rows)) + longest)
+    rounding += _VANISHED * rows.shape[1]
     halves = halves.astype(np.float32)
     nearest = np.empty(len(rows), np.int64)
     lead = np.empty(len(rows))
@@ -167,7 +188,10 @@ def nearest_centroids(rows: FloatArray, centroids: NDArray[np.float64]) -> IntAr
         lead[part] -= closeness.max(axis=1)
     in_doubt = np.flatnonzero(lead <= rounding)
     if len(in_doubt):
-        nearest[in_doubt] = Gallery(there, "euclidean").nearest(rows[in_doubt], 1)[1][:, 0]
+        search = Gallery(there, "euclidean")
+        for start in range(0, len(in_doubt), _ROWS_AT_ONCE):
+            some = in_doubt[start : start + _ROWS_AT_ONCE]
+            nearest[some] = search.nearest(rows[some], 1)[1][:, 0]
     return nearest
 
 
@@ -230,16 +254,23 @@ def _expected_information(class_sizes: IntArray, cluster_sizes: IntArray) -> flo
     return expected
 
 
-def _on_grid(rows: FloatArray, num_rows: int, gather: Gather) -> FloatArray:
-    """The rows, rounded (less than float32 rounds the largest) so that sums over all ranks are exact in float64."""
+def _round_to_grid(rows: FloatArray, num_rows: int, gather: Gather) -> None:
+    """Rounds in place (less than float32 rounds the largest) so that sums over all ranks are exact in float64."""
     extremes = gather(torch.tensor([rows.max(initial=0), rows.min(initial=0)], dtype=torch.float64))
     largest = float(extremes.abs().max())
     grid = 2.0 ** (np.ceil(np.log2(largest * num_rows or 1)) - _EXACT_BITS)
-    rounded = np.empty_like(rows)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        rounded[part] = np.round(rows[part] / grid) * grid
-    return rounded
+        rows[part] = np.round(rows[part] / grid) * grid
+
+
+def _distances(rows: FloatArray, centroids: NDArray[np.float64], clusters: IntArray) -> NDArray[np.float64]:
+    """(m,) of each row to its centroid."""
+    distances = np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        distances[part] = np.linalg.norm(rows[part] - centroids[clusters[part]], axis=1)
+    return distances
 
 
 def _move(totals: NDArray[np.float64], rows: FloatArray, previous: IntArray, clusters: IntArray) -> None:
@@ -254,7 +285,7 @@ def _move(totals: NDArray[np.float64], rows: FloatArray, previous: IntArray, clu
             totals[:, :-1] += csr_array(entries, shape=(len(totals), len(part))) @ rows[part]
 
 
-def _farthest(rows: IntArray, distances: FloatArray, most: int, gather: Gather) -> IntArray:
+def _farthest(rows: IntArray, distances: NDArray[np.float64], most: int, gather: Gather) -> IntArray:
     """Row numbers of the samples of all ranks that are farthest from their centroids, none of those that are at it."""
     own = np.lexsort((rows, -distances))[:most]
     rows, distances = (gather(torch.from_numpy(values[own])).cpu().numpy() for values in (rows, distances))

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from dmlscale.evaluation.average_precision import average_precisions, choose_queries
 from dmlscale.evaluation.bootstrap import intervals
-from dmlscale.evaluation.clustering import cluster_metrics
+from dmlscale.evaluation.closeness import Metric, require_metric
+from dmlscale.evaluation.clustering import ITERATIONS, MOST_DISTANCES, cluster_metrics
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.metrics import IntArray, PerClass, count_relevant
-from dmlscale.evaluation.neighbors import Metric
 from dmlscale.evaluation.ranks import AllSum, Gather, alone
 from dmlscale.evaluation.retrieval import confusions, retrieve, sums_by_class
-from dmlscale.evaluation.shares import Share, check_shares, share_of
+from dmlscale.evaluation.shares import Share, check_shares, require_seed, share_of
 
 GROUPS = ("retrieval", "map", "clustering")
 
@@ -75,31 +75,33 @@ def evaluate(
         ks: for which k to give Recall@k.
         metric: which neighbours are near.
         groups: what to compute. "retrieval", which is always computed, "map" (average precision over the whole ranking)
-            and "clustering" (k-means), which costs about as much as the search.
+            and "clustering" (k-means), which costs about as much as the search at most, or half a minute of a core (for
+            d = 128) where that is more: of many samples of many classes only some classes are clustered.
         most_map_queries: "map" is of so many queries that have something to find, chosen by a hash of their ids; of all
             where there are fewer.
         seed: of k-means, of the bootstrap and of the choice of queries.
 
     Returns:
         Metrics: `recall_at_<k>` for each k, `precision_at_1`, `r_precision`, `map_at_r`; of "map"
-        `mean_average_precision` and `num_map_queries`; of "clustering" `nmi`, `ami` and `f1` (clustering.py);
-        `num_queries` (with a sample of their class to find), `num_lone_queries` (without: left out of the means),
-        `num_classes` and, with a gallery, `num_gallery` samples in it. What is clustered, and what `num_classes` counts
-        the classes of, are the queries and the gallery together.
+        `mean_average_precision` and `num_map_queries`; of "clustering" `nmi`, `ami`, `f1` and `num_clustered`
+        (clustering.py); `num_queries` (with a sample of their class to find), `num_lone_queries` (without: left out of
+        the means), `num_classes` and, with a gallery, `num_gallery` samples in it. What is clustered, and what
+        `num_classes` counts the classes of, are the queries and the gallery together.
 
     Raises:
-        ValueError: on every rank alike: no samples, NaN in embeddings, no query that can be answered, or an unknown
-            group.
+        ValueError: on every rank alike: no samples, NaN in embeddings or Euclidean lengths above 1e18, shapes that do
+            not fit, no query that can be answered, an unknown group or metric, a k or ``most_map_queries`` below 1, or
+            a negative seed.
 
     Communication: gather of ids and labels (n int64 each) and of the gallery's slices (sharded_search.py), n counting
         queries and gallery; all_sum of 2 * (number of metrics) * (number of classes) float64.
     """
-    unknown = sorted(set(groups) - set(GROUPS))
-    if unknown:
-        raise ValueError(f"unknown groups of metrics {unknown}: there are {', '.join(GROUPS)}")
+    _check_options(ks, groups, most_map_queries)
+    require_metric(metric)
+    require_seed(seed)
     queries = share_of(local, gather, rank=rank)
     searched = None if gallery is None else share_of(gallery, gather, rank=rank)
-    check_shares(queries, searched, gather, all_sum)
+    check_shares(queries, searched, metric=metric, gather=gather)
     num_relevant = count_relevant(queries.labels, None if searched is None else searched.labels)
     _check_answerable(num_relevant, searched)
 
@@ -114,7 +116,16 @@ def evaluate(
     metrics = per_class.means()
     if "clustering" in groups:
         together = _together(local, queries, searched)
-        metrics |= cluster_metrics(together, gather=gather, all_sum=all_sum, rank=rank, metric=metric, seed=seed)
+        num_pairs = len(queries.ids) * len((queries if searched is None else searched).ids)
+        metrics |= cluster_metrics(
+            together,
+            gather=gather,
+            all_sum=all_sum,
+            rank=rank,
+            metric=metric,
+            most_distances=max(MOST_DISTANCES, num_pairs // ITERATIONS),
+            seed=seed,
+        )
     return Evaluation(
         metrics | _counts(queries, searched, per_class),
         intervals(per_class, seed=seed),
@@ -139,6 +150,16 @@ def gather_embedded(local: Embedded, gather: Gather = alone, *, rank: int = 0) -
     _, first = np.unique(ids.numpy(), return_index=True)
     rows = torch.from_numpy(first)
     return Embedded(embeddings[rows], labels[rows], ids[rows]), owners[rows]
+
+
+def _check_options(ks: Sequence[int], groups: Collection[str], most_map_queries: int) -> None:
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"unknown groups of metrics {unknown}: there are {', '.join(GROUPS)}")
+    if any(k < 1 for k in ks):
+        raise ValueError(f"ks = {list(ks)}: each must be at least 1")
+    if most_map_queries < 1:
+        raise ValueError(f"most_map_queries = {most_map_queries}: must be at least 1")
 
 
 def _check_answerable(num_relevant: IntArray, searched: Share | None) -> None:

@@ -6,23 +6,34 @@ q queries, n gallery items, d dimensions, k neighbours. Bounded memory: queries 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmlscale.evaluation.closeness import FloatArray, IntArray, Metric, closeness_of_pairs, closest_of_all
+from dmlscale.evaluation.closeness import (
+    FloatArray,
+    IntArray,
+    Metric,
+    closeness_of_pairs,
+    closest_of_all,
+    require_metric,
+)
 
 RESULTS_PER_CHUNK = 8_000_000
 """Neighbours kept at once (12 bytes each, a few temporaries beside them: about 400 MB)."""
 QUERIES_PER_CHUNK = 65_536
-_ROWS_AT_ONCE = 65_536  # that are normalized or checked
+LONGEST = 1e18
+"""Length of a vector from which on squared distances may leave the range of float32."""
+_NUMBERS_AT_ONCE = 4_000_000  # that are normalized or checked: 32 MB in float64
 _MAX_K_ON_GPU = 2048  # a limit of faiss's GPU kernels
 _ROUNDING = 2.0**-23
 """Times the root of the number of dimensions and the product of both lengths: a dozen times the rounding errors that
 products in float32 have.
 """
+_VANISHED = 2.0**-120  # times d: more than what is lost of squares and products too small for float32
 
 
 class FaissMissingError(ImportError):
@@ -79,7 +90,8 @@ def nearest(
         (q, k) float32 similarities or distances (-inf or inf where missing), (q, k) int64 gallery rows.
 
     Raises:
-        ValueError: NaN or infinite values, or shapes that do not fit.
+        ValueError: NaN or infinite values, Euclidean lengths above `LONGEST`, shapes that do not fit, or an unknown
+            metric.
         FaissMissingError: neither faiss wheel is installed.
     """
     return Gallery(gallery, metric).nearest(queries, k, exclude=exclude)
@@ -95,15 +107,16 @@ class Gallery:
             between equally near ones. Their positions if not given.
 
     Raises:
-        ValueError: NaN or infinite values, or no items.
+        ValueError: NaN or infinite values, Euclidean lengths above `LONGEST`, no items, or an unknown metric.
         FaissMissingError: neither faiss wheel is installed.
     """
 
     def __init__(self, rows: NDArray[Any], metric: Metric, *, numbers: IntArray | None = None) -> None:
+        require_metric(metric)
         self._faiss = require_faiss()
         if rows.ndim != 2 or not len(rows):
             raise ValueError(f"gallery {rows.shape} must be (n, d), n at least 1")
-        _require_finite(rows, "gallery")
+        _require_usable(rows, "gallery", metric)
         self.rows, self.metric = prepare(rows, metric), metric
         self._numbers = np.arange(len(rows)) if numbers is None else numbers
 
@@ -112,6 +125,7 @@ class Gallery:
     ) -> tuple[FloatArray, IntArray]:
         """What the function `nearest` returns."""
         _check(queries, self.rows, k, exclude)
+        _require_usable(queries, "queries", self.metric)
         skip = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
         chunk = queries_per_chunk(k)
         values = np.empty((len(queries), k), np.float32)
@@ -161,20 +175,20 @@ class Gallery:
         if self.metric == "cosine":
             return np.asarray(last <= next_rough + rounding)
         # faiss goes through the squared lengths of both vectors, so these decide how much is lost by rounding.
-        length = np.linalg.norm(queries, axis=1).astype(np.float64)
+        length = _lengths(queries)
         distance = np.sqrt(np.maximum(next_rough, 0, dtype=np.float64))
-        lost = rounding * (length**2 + (length + distance) ** 2)
+        lost = rounding * (length**2 + (length + distance) ** 2) + _VANISHED * queries.shape[1]
         return np.asarray(last.astype(np.float64) ** 2 >= next_rough - lost)
 
 
 def normalize(rows: NDArray[Any]) -> FloatArray:
     """Rows of unit length; a zero vector has no direction and stays zero, with similarity 0 to everything."""
     rows = np.asarray(rows, np.float32)
-    lengths = np.empty((len(rows), 1), np.float32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):  # the squares would be another copy of all rows
-        part = slice(start, start + _ROWS_AT_ONCE)
-        lengths[part] = np.linalg.norm(rows[part], axis=1, keepdims=True)
-    return np.ascontiguousarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
+    directions = np.empty(rows.shape, np.float32)
+    for part in _parts(rows):
+        lengths = _lengths(rows[part])[:, None]
+        directions[part] = rows[part] / np.where(lengths > 0, lengths, 1)
+    return directions
 
 
 def prepare(rows: NDArray[Any], metric: Metric) -> FloatArray:
@@ -209,24 +223,42 @@ def _check(queries: NDArray[Any], gallery: NDArray[Any], k: int, exclude: NDArra
         raise ValueError(f"k = {k} neighbours: must be at least 1")
     if exclude is not None and len(exclude) != len(queries):
         raise ValueError(f"exclude has {len(exclude)} rows for {len(queries)} queries")
-    _require_finite(queries, "queries")
 
 
-def first_not_finite(rows: NDArray[Any]) -> tuple[int, int]:
-    """How many of (n, d) rows hold NaN or infinity, and the first one of them, -1 where there is none."""
+def first_unusable(rows: NDArray[Any], metric: Metric) -> tuple[int, int]:
+    """How many of (n, d) rows are `what_is_unusable`, and the first one of them, -1 where there is none."""
     count, first = 0, -1
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        broken = np.flatnonzero(~np.isfinite(rows[start : start + _ROWS_AT_ONCE]).all(axis=1))
-        if len(broken) and not count:
-            first = start + int(broken[0])
-        count += len(broken)
+    for part in _parts(rows):
+        is_usable = np.isfinite(rows[part]).all(axis=1)
+        if metric == "euclidean":
+            is_usable &= _lengths(rows[part]) <= LONGEST
+        unusable = np.flatnonzero(~is_usable)
+        if len(unusable) and not count:
+            first = part.start + int(unusable[0])
+        count += len(unusable)
     return count, first
 
 
-def _require_finite(rows: NDArray[Any], name: str) -> None:
-    count, first = first_not_finite(rows)
+def what_is_unusable(metric: Metric) -> str:
+    """In words."""
+    return "hold NaN or infinity" + (f", or are longer than {LONGEST:g}" if metric == "euclidean" else "")
+
+
+def _require_usable(rows: NDArray[Any], name: str, metric: Metric) -> None:
+    count, first = first_unusable(rows, metric)
     if count:
         raise ValueError(
-            f"{count} of {len(rows)} {name} hold NaN or infinity (first: row {first}): "
+            f"{count} of {len(rows)} {name} {what_is_unusable(metric)} (first: row {first}): "
             "the training has probably diverged; try a lower learning rate"
         )
+
+
+def _lengths(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """(n,) lengths. In float32 squares of numbers above 2e19 are infinite, and those of numbers below 1e-23 zero."""
+    return np.asarray(np.linalg.norm(rows.astype(np.float64, order="C"), axis=1))
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[slice]:
+    """All rows, so few at once that a copy of them is small."""
+    size = max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))
+    return (slice(start, start + size) for start in range(0, len(rows), size))

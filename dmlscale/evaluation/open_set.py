@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dmlscale.evaluation.closeness import FloatArray, IntArray, Metric, require_metric
 from dmlscale.evaluation.embed import Embedded
-from dmlscale.evaluation.neighbors import FloatArray, IntArray, Metric
 from dmlscale.evaluation.ranks import Gather, alone
 from dmlscale.evaluation.roc import Roc, auc_of, num_accepted, roc_of
 from dmlscale.evaluation.sharded_search import nearest_over_ranks
-from dmlscale.evaluation.shares import Share
+from dmlscale.evaluation.shares import Share, require_seed
 from dmlscale.evaluation.subsample import checked_share, order_within_classes
 from dmlscale.evaluation.verification import class_intervals
 
@@ -83,7 +83,7 @@ def open_set(
         seed: of the choice and of the intervals, at least 0.
 
     Raises:
-        ValueError: as `checked_share`.
+        ValueError: as `checked_share`, an unknown metric, or ``seed`` is negative.
 
     Communication: as `checked_share` and `nearest_over_ranks`; gather of 2 int64 and a float32 for each query, and of
         the replicates' values.
@@ -92,7 +92,9 @@ def open_set(
         (detection and identification rate); Scheirer et al. 2013, "Toward open set recognition" (known and unknown
         classes).
     """
-    share = checked_share(local, gather, rank=rank)
+    require_metric(metric)
+    require_seed(seed)
+    share = checked_share(local, gather, rank=rank, metric=metric)
     roles = _roles(share, seed)
     counts = np.bincount(roles, minlength=3).tolist()
     named = dict(zip(("num_open_set_gallery", "num_open_set_known", "num_open_set_unknown"), counts, strict=True))
@@ -109,7 +111,17 @@ def open_set(
         values[FOUND] = float(is_found.sum() / len(known))  # only a known query can be right
     resampled = _resampled(queries, roc_of(known, unknown), list(values))
     num_classes = int(queries.codes.max()) + 1
-    intervals, reasons = class_intervals(list(values), num_classes, resampled, seed=seed, gather=gather, rank=rank)
+    num_useful = min(len(np.unique(queries.codes[queries.is_known == known])) for known in (True, False))
+    intervals, reasons = class_intervals(
+        list(values),
+        num_classes,
+        resampled,
+        num_useful=num_useful,
+        useful="classes that are known, or that are not,",
+        seed=seed,
+        gather=gather,
+        rank=rank,
+    )
     if reasons:
         left_out["open_set_intervals"] = reasons["intervals"]
     return OpenSet(values, intervals, left_out, named)

@@ -93,7 +93,7 @@ def roc_of(same: Scores, different: Scores) -> Roc:
 
 def num_accepted(different: Scores, rate: float) -> int:
     """How many of the scores may be accepted at a FAR below 1."""
-    return int(rate * len(different) + 1e-9)  # 0.1 * 30 must not be less than 3
+    return int(rate * len(different) + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
 def auc_of(same: Scores, different: Scores) -> float:

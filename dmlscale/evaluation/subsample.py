@@ -6,7 +6,6 @@ Labels and ids of all n samples are gathered (16 bytes each); of the embeddings 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from dmlscale.data.hashing import Keys, key_of, mix
 from dmlscale.evaluation.embed import Embedded
-from dmlscale.evaluation.neighbors import FloatArray, IntArray, Metric, first_not_finite
+from dmlscale.evaluation.neighbors import FloatArray, IntArray, Metric
 from dmlscale.evaluation.ranks import Gather, alone
-from dmlscale.evaluation.shares import Share, share_of
+from dmlscale.evaluation.shares import Share, check_shares, require_seed, share_of
 
 _FEWEST_CLASSES = 10
 _CLASSES, _SAMPLES = 1, 2  # whose hashes
@@ -24,25 +23,17 @@ _ROWS_PER_TILE = 256
 _GRID = 2.0**-22
 
 
-def checked_share(local: Embedded, gather: Gather = alone, *, rank: int = 0) -> Share:
-    """This rank's share, as `share_of`; one without samples learns d, and what is wrong is an error on every rank.
+def checked_share(local: Embedded, gather: Gather = alone, *, rank: int = 0, metric: Metric = "cosine") -> Share:
+    """This rank's share, as `share_of`; what is wrong is an error on every rank.
 
     Raises:
-        ValueError: no samples, NaN or infinity in embeddings, or embeddings of different lengths.
+        ValueError: as `share_of` and `check_shares`.
 
-    Communication: as `share_of`, and gather of 3 int64 per rank.
+    Communication: as `share_of` and `check_shares`.
     """
     share = share_of(local, gather, rank=rank)
-    facts = torch.tensor([[len(share.rows), share.dim, first_not_finite(share.embeddings)[0]]])
-    facts = gather(facts).cpu()
-    dims = facts[facts[:, 0] > 0, 1].unique().tolist()
-    if not dims:
-        raise ValueError("there are no samples to evaluate")
-    if facts[:, 2].any():
-        raise ValueError("embeddings hold NaN or infinity: the training has diverged; try a lower learning rate")
-    if len(dims) > 1:
-        raise ValueError(f"ranks hold embeddings of {dims} dimensions: embed all samples with one model")
-    return replace(share, embeddings=share.embeddings.reshape(-1, dims[0]))
+    check_shares(share, metric=metric, gather=gather)
+    return share
 
 
 def gathered(share: Share, chosen: IntArray, gather: Gather) -> FloatArray:
@@ -85,6 +76,30 @@ def order_within_classes(share: Share, *key: int) -> tuple[IntArray, IntArray, I
     return classes[order], sizes[order], positions
 
 
+def few_enough(share: Share, most: int, *, seed: int = 0) -> Share:
+    """The share of so few whole classes that samples times classes are not more than ``most``.
+
+    Classes are taken in the same order as by `whole_classes`. No embeddings travel.
+
+    Args:
+        share: from `checked_share`.
+        most: samples times classes; the first class is taken whatever its size.
+        seed: of the choice.
+
+    Returns:
+        The share as it is, where all classes are few enough.
+    """
+    classes, sizes, _ = order_within_classes(share, seed)
+    products = np.cumsum(sizes) * np.arange(1, len(sizes) + 1)
+    num_classes = max(1, int(np.searchsorted(products, most, side="right")))
+    if num_classes == len(classes):
+        return share
+    chosen = np.flatnonzero(np.isin(share.labels, classes[:num_classes]))
+    is_chosen = np.isin(share.rows, chosen)
+    rows = np.searchsorted(chosen, share.rows[is_chosen])
+    return Share(share.ids[chosen], share.labels[chosen], share.embeddings[is_chosen], rows)
+
+
 def whole_classes(
     local: Embedded, most: int = 5_000, *, seed: int = 0, gather: Gather = alone, rank: int = 0
 ) -> Embedded:
@@ -105,12 +120,13 @@ def whole_classes(
         At most ``most`` samples in the order of their ids, the same on every rank and at any number of ranks.
 
     Raises:
-        ValueError: as `checked_share`, or ``most`` is less than 1.
+        ValueError: as `checked_share`, ``most`` is less than 1, or ``seed`` is negative.
 
     Communication: as `checked_share`, and gather of the chosen embeddings.
     """
     if most < 1:
         raise ValueError(f"most = {most} samples: must be at least 1")
+    require_seed(seed)
     share = checked_share(local, gather, rank=rank)
     chosen = np.arange(len(share.ids))
     if len(chosen) > most:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from dmlscale.data.hashing import key_of, random_bits
+from dmlscale.evaluation.closeness import Metric, require_metric
 from dmlscale.evaluation.embed import Embedded
-from dmlscale.evaluation.neighbors import Metric
 from dmlscale.evaluation.ranks import Gather, alone
 from dmlscale.evaluation.roc import RATES, Floats, Ints, Roc, Scores, auc_of, num_accepted, roc_of
 from dmlscale.evaluation.subsample import compare, pairs, whole_classes
@@ -89,15 +89,16 @@ def verify(
         seed: of the choice of classes and of the intervals, at least 0.
 
     Raises:
-        ValueError: as `whole_classes`.
+        ValueError: as `whole_classes`, or an unknown metric.
 
     Communication: as `whole_classes`, then gather of the replicates' values, of which each rank computes a part.
 
     Source: Bolle et al. 2004, "Error analysis of pattern recognition systems: the subsets bootstrap" (resampling of
         whole classes). Differs in: pairs of two classes weigh the product of both.
     """
+    require_metric(metric)
     samples = whole_classes(local, most, seed=seed, gather=gather, rank=rank)
-    classes, codes = np.unique(samples.labels.numpy(), return_inverse=True)
+    classes, codes, sizes = np.unique(samples.labels.numpy(), return_inverse=True, return_counts=True)
     scores, is_same = compare(samples.embeddings.numpy(), codes, metric)
     same, different = np.sort(scores[is_same]), np.sort(scores[~is_same])
     extremes = np.concatenate([side[[0, -1]] for side in (same, different) if len(side)] or [scores])
@@ -109,7 +110,10 @@ def verify(
     if roc is not None:
         names = [name for name in values if name != "eer_threshold"]
         resampled = _resampled(roc, scores, is_same, codes, names, seed)
-        intervals, reasons = class_intervals(names, len(classes), resampled, seed=seed, gather=gather, rank=rank)
+        options = {"num_useful": int((sizes > 1).sum()), "seed": seed, "rank": rank}
+        intervals, reasons = class_intervals(
+            names, len(classes), resampled, useful="classes with a same pair", gather=gather, **options
+        )
         left_out |= reasons
     return Verification(
         values, intervals, left_out, roc, edges, same_counts, different_counts, len(codes), len(classes)
@@ -121,6 +125,8 @@ def class_intervals(
     num_classes: int,
     resampled: Callable[[Ints], Sequence[float]],
     *,
+    num_useful: int,
+    useful: str,
     seed: int,
     gather: Gather,
     rank: int,
@@ -131,6 +137,9 @@ def class_intervals(
         names: of the values.
         num_classes: C, to draw C times from.
         resampled: how often each class was drawn (C,) -> the values, NaN where they are not defined.
+        num_useful: how many of the classes the values rest on. What hundreds of others add does not tell how the values
+            would move with one more class like these.
+        useful: what to call them.
         seed: of the draws.
         gather: concatenates over ranks.
         rank: this rank.
@@ -138,8 +147,8 @@ def class_intervals(
     Returns:
         The intervals, and why there are none.
     """
-    if num_classes < FEWEST_CLASSES:
-        return {}, {"intervals": f"{num_classes} classes are too few to resample: it takes {FEWEST_CLASSES}"}
+    if num_useful < FEWEST_CLASSES:
+        return {}, {"intervals": f"{num_useful} {useful} are too few to resample: it takes {FEWEST_CLASSES}"}
     num_ranks = len(gather(torch.zeros(1)))
     draws = np.random.default_rng(seed).multinomial(num_classes, np.full(num_classes, 1 / num_classes), NUM_REPLICATES)
     own = torch.tensor([list(resampled(drawn)) for drawn in draws[rank::num_ranks]], dtype=torch.float64)

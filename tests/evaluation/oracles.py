@@ -96,6 +96,6 @@ def sorted_neighbors(
 
 def _directions_32(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     """Of unit length as far as float32 goes, so that copies of a vector stay copies."""
-    rows = rows.astype(np.float32)
+    rows = rows.astype(np.float32).astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)

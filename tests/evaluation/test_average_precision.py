@@ -38,8 +38,9 @@ def by_sklearn(queries: Embedded, gallery: Embedded | None, metric: Metric) -> d
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
-    lengths = torch.from_numpy(np.linalg.norm(vectors.numpy(), axis=-1, keepdims=True))
-    return vectors / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    """Of unit length as far as float32 goes: which of the vectors are equally close depends on the last bits."""
+    lengths = torch.from_numpy(np.linalg.norm(vectors.double().numpy(), axis=-1, keepdims=True))
+    return (vectors / torch.where(lengths > 0, lengths, torch.ones_like(lengths))).float()
 
 
 def ours(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import tracemalloc
 from typing import Any
 
 import faiss
@@ -12,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from dmlscale.distributed.world import World
+from dmlscale.evaluation import clustering, neighbors
 from dmlscale.evaluation.clustering import (
     adjusted_mutual_information,
     cluster_metrics,
@@ -21,13 +24,19 @@ from dmlscale.evaluation.clustering import (
 )
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.neighbors import Gallery, Metric, normalize
-from dmlscale.evaluation.subsample import checked_share, hash_order
+from dmlscale.evaluation.subsample import checked_share, few_enough, hash_order
 from dmlscale.launch.ranks import OverRanks
 from tests.distributed.pool import GlooPool
 from tests.evaluation.oracles import random_samples, split
 
 NOTHING = Embedded(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
 clusterings = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+def figures_on_rank(world: World, shares: list[Embedded], options: dict[str, Any]) -> dict[str, float]:
+    """For the gloo pool."""
+    ranks = OverRanks(world, torch.device("cpu"))
+    return cluster_metrics(shares[world.rank], gather=ranks.gather, all_sum=ranks.all_sum, rank=world.rank, **options)
 
 
 def clustered_on_rank(world: World, shares: list[Embedded], options: dict[str, Any]) -> Any:
@@ -124,16 +133,18 @@ def test_is_as_good_as_faiss(spread: float) -> None:
     num_centroids=st.integers(1, 30),
     dim=st.sampled_from([1, 3, 200]),
     offset=st.sampled_from([0.0, 1e4]),
+    scale=st.sampled_from([1.0, 1e-22, 1e-23, 1e-40, 1e12]),
     on_grid=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_nearest_centroids_are_those_of_the_exact_search(
-    num_rows: int, num_centroids: int, dim: int, offset: float, on_grid: bool, seed: int
+    num_rows: int, num_centroids: int, dim: int, offset: float, scale: float, on_grid: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     rows, centroids = (rng.normal(size=(size, dim)) + offset for size in (num_rows, num_centroids))
     if on_grid:  # ties, and centroids that are there twice
         rows, centroids = np.round(rows), np.round(centroids)
+    rows, centroids = rows * scale, centroids * scale
     points = rows.astype(np.float32)
     expected = Gallery(centroids, "euclidean").nearest(points, 1)[1][:, 0]
     np.testing.assert_array_equal(nearest_centroids(points, centroids), expected)
@@ -144,7 +155,7 @@ def test_empty_clusters_move_to_samples_that_are_far_away() -> None:
     points = np.concatenate([np.zeros((300, 2)), 100 * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])])
     samples = samples_of(points, np.r_[np.zeros(300, int), 1, 2, 3, 4])
     figures = cluster_metrics(samples, metric="euclidean", seed=1)
-    assert figures == {"nmi": pytest.approx(1.0), "ami": 1.0, "f1": 1.0}
+    assert figures == {"nmi": pytest.approx(1.0), "ami": 1.0, "f1": 1.0, "num_clustered": 304}
 
 
 def test_copies_that_cannot_be_told_apart_are_one_cluster() -> None:
@@ -169,8 +180,76 @@ def test_the_same_bits_at_any_number_of_ranks(gloo_pool: GlooPool, sizes: list[i
         np.testing.assert_array_equal(found, clusters)
 
 
+def totals_on_rank(world: World, shares: list[Embedded]) -> tuple[np.ndarray, np.ndarray]:
+    """For the gloo pool: this rank's rounded rows, and the sums over all ranks of the rows of three clusters."""
+    ranks = OverRanks(world, torch.device("cpu"))
+    rows = shares[world.rank].embeddings.numpy().copy()
+    clustering._round_to_grid(rows, 600, ranks.gather)
+    totals = np.zeros((3, rows.shape[1] + 1))
+    clusters = shares[world.rank].labels.numpy()
+    clustering._move(totals, rows, np.full(len(rows), -1), clusters)
+    return rows, ranks.all_sum(torch.from_numpy(totals)).numpy()
+
+
+def test_sums_of_rows_of_any_magnitude_have_the_same_bits_at_any_number_of_ranks(gloo_pool: GlooPool) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(600, 7)) * 10.0 ** rng.integers(-14, 2, (600, 7))
+    samples = samples_of(points, rng.integers(0, 3, 600))
+    ((rows, expected),) = gloo_pool.run(1, totals_on_rank, [samples])
+    for label in range(3):
+        exact = [math.fsum(column) for column in rows[samples.labels == label].T.astype(np.float64)]
+        assert expected[label, :-1].tolist() == exact
+    np.testing.assert_allclose(rows, samples.embeddings, rtol=0, atol=1e-9)
+    for sizes in ([100, 500], [1, 299, 300], [150, 0, 250, 200]):
+        for _, totals in gloo_pool.run(len(sizes), totals_on_rank, split(samples, sizes)):
+            np.testing.assert_array_equal(totals, expected)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_memory_is_that_of_one_copy_of_the_rows(monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
+    """Also where clusters are empty and most rows have two centroids that are equally near."""
+    for module, name in (
+        (clustering, "_ROWS_AT_ONCE"),
+        (clustering, "_NUMBERS_AT_ONCE"),
+        (neighbors, "_NUMBERS_AT_ONCE"),
+    ):
+        monkeypatch.setattr(module, name, 2_000)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(4, 64, generator=generator)[torch.arange(40_000) % 4]
+    points[:100] += torch.randn(100, 64, generator=generator)
+    share = checked_share(samples_of(points, torch.arange(40_000) % 4))
+    tracemalloc.start()  # numpy tells it of its arrays
+    try:
+        clusters = kmeans_over_ranks(share, 12, metric=metric, iterations=3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(np.unique(clusters)) > 4  # empty ones have moved
+    assert 1 < peak / share.embeddings.nbytes < 2
+
+
+def test_of_many_samples_of_many_classes_some_classes_are_clustered(gloo_pool: GlooPool) -> None:
+    samples = random_samples(300, num_classes=40)
+    share = checked_share(samples)
+    kept = few_enough(share, 1_000, seed=2)
+    assert 0 < len(kept.ids) < 150
+    is_kept = torch.isin(samples.ids, torch.from_numpy(kept.ids))
+    expected = cluster_metrics(Embedded(*(values[is_kept] for values in samples)), seed=2)
+    assert expected["num_clustered"] == len(kept.ids)
+    options = {"most_distances": 1_000, "seed": 2}
+    assert cluster_metrics(samples, **options) == expected  # type: ignore[arg-type]
+    assert cluster_metrics(samples, seed=2)["num_clustered"] == 300
+    assert cluster_metrics(samples, num_clusters=5, **options)["num_clustered"] == 300  # type: ignore[arg-type]
+    shares = [NOTHING, *split(samples, [100, 200])]
+    assert gloo_pool.run(3, figures_on_rank, shares, options) == [expected] * 3
+
+
 def test_bad_input_is_an_error_on_every_rank(gloo_pool: GlooPool) -> None:
     shares = split(random_samples(60), [20, 40])
     for k in (0, 61):
         answers = gloo_pool.run(2, clustered_on_rank, shares, {"num_clusters": k})
         assert answers == [f"num_clusters = {k} of 60 samples: must be from 1 to their number"] * 2
+    with pytest.raises(ValueError, match="unknown metric 'cos'"):
+        cluster_metrics(shares[0], metric="cos")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
+        cluster_metrics(shares[0], seed=-1)

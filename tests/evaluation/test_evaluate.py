@@ -1,6 +1,5 @@
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,32 +12,8 @@ from torch import Tensor
 from dmlscale.evaluation import retrieval, sharded_search
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.evaluate import evaluate, gather_embedded
+from tests.evaluation.on_ranks import evaluate_on_ranks
 from tests.evaluation.oracles import brute_force, random_samples, sorted_neighbors, split
-
-
-def evaluate_on_ranks(shares: list[Embedded], **options: object) -> list[Mapping[str, float]]:
-    """One thread per rank, with real meeting points: a rank that leaves out a collective hangs the test."""
-    barrier = threading.Barrier(len(shares))
-    board: list[Tensor] = [torch.empty(0)] * len(shares)
-
-    def meet(rank: int, tensor: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        board[rank] = tensor.clone()
-        barrier.wait(timeout=20)
-        result = combine(board)
-        barrier.wait(timeout=20)
-        return result
-
-    def run(rank: int) -> Mapping[str, float]:
-        return evaluate(
-            shares[rank],
-            gather=lambda tensor: meet(rank, tensor, torch.cat),
-            all_sum=lambda tensor: meet(rank, tensor, lambda parts: torch.stack(parts).sum(0)),
-            rank=rank,
-            **options,  # type: ignore[arg-type]
-        ).metrics
-
-    with ThreadPoolExecutor(len(shares)) as pool:
-        return list(pool.map(run, range(len(shares))))
 
 
 @pytest.mark.parametrize("sizes", [[60], [30, 30], [7, 53], [60, 0], [20, 25, 15], [0, 1, 59]])
@@ -77,7 +52,16 @@ def test_equals_brute_force_and_counts() -> None:
     assert result["num_classes"] == len(sizes)
     assert result["num_lone_queries"] == (sizes == 1).sum() > 0
     assert result["num_queries"] == 70 - (sizes == 1).sum()
-    assert set(result) == {*expected, "nmi", "ami", "f1", "num_queries", "num_lone_queries", "num_classes"}
+    assert set(result) == {
+        *expected,
+        "nmi",
+        "ami",
+        "f1",
+        "num_clustered",
+        "num_queries",
+        "num_lone_queries",
+        "num_classes",
+    }
 
 
 def test_a_sample_embedded_twice_counts_once() -> None:
@@ -112,19 +96,26 @@ def test_large_classes_are_searched_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     assert evaluate(samples).metrics == pytest.approx(expected, abs=1e-12)
 
 
-def test_nan_raises_on_every_rank_instead_of_hanging_the_others() -> None:
-    samples = random_samples(20)
-    samples.embeddings[3, 0] = float("nan")
-    with pytest.raises(ValueError, match="diverged"):
-        evaluate_on_ranks(split(samples, [10, 10]))
+def test_lengths_do_not_matter_to_the_cosine() -> None:
+    samples = random_samples(60)
+    groups = ("map", "clustering")
+    expected = evaluate(samples, groups=groups).metrics
+    for power in (-120, -80, 64, 100, 120):  # powers of two: the directions are the same to the last bit
+        scaled = samples._replace(embeddings=samples.embeddings * 2.0**power)
+        assert evaluate(scaled, groups=groups).metrics == expected, power
 
 
-def test_bad_input_is_a_clear_error() -> None:
-    samples = random_samples(6)
-    with pytest.raises(ValueError, match="no class has two samples"):
-        evaluate(samples._replace(labels=torch.arange(6)))
-    with pytest.raises(ValueError, match="no samples"):
-        evaluate(Embedded(*(tensor[:0] for tensor in samples)))
+def test_clustering_costs_no_more_than_the_search_or_the_least_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = random_samples(200, num_classes=60)
+    num_classes = len(samples.labels.unique())
+    assert evaluate(samples).metrics["num_clustered"] == 200
+    monkeypatch.setattr("dmlscale.evaluation.evaluate.MOST_DISTANCES", 0)
+    some = evaluate(samples).metrics  # 200 * 200 / 20 distances in each of 20 iterations
+    assert 0.5 * 2_000 < some["num_clustered"] ** 2 * num_classes / 200 < 1.5 * 2_000
+    assert some["num_classes"] == num_classes
+    monkeypatch.setattr("dmlscale.evaluation.evaluate.MOST_DISTANCES", 200 * num_classes)
+    assert evaluate(samples).metrics == evaluate(samples, seed=0).metrics
+    assert evaluate(samples).metrics["num_clustered"] == 200
 
 
 def test_groups_choose_what_is_computed() -> None:
@@ -138,7 +129,9 @@ def test_groups_choose_what_is_computed() -> None:
         (("map",), "nmi", False),
     ):
         assert (name in evaluate(samples, groups=groups).metrics) == is_there, groups
-    with pytest.raises(ValueError, match=r"unknown groups of metrics \['speed'\]: there are retrieval, map, clustering"):
+    with pytest.raises(
+        ValueError, match=r"unknown groups of metrics \['speed'\]: there are retrieval, map, clustering"
+    ):
         evaluate(samples, groups=("speed",))
 
 
@@ -243,7 +236,7 @@ def test_embeddings_are_not_gathered() -> None:
     assert results == [pytest.approx(expected, abs=1e-12)] * 3
 
 
-def watched(shares: list[Embedded], **options: object) -> tuple[int, list[Mapping[str, float]]]:
+def watched(shares: list[Embedded], **options: Any) -> tuple[int, list[Mapping[str, float]]]:
     """The largest gathered tensor in numbers, and the figures of each rank."""
     real, sizes = torch.cat, [0]
 

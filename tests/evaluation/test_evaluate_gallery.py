@@ -56,7 +56,7 @@ def test_equals_brute_force_and_counts(seed: int) -> None:
     assert result["num_queries"] == len(queries.labels) - lone
     assert result["num_gallery"] == len(gallery.labels)
     assert result["num_classes"] == len(set(queries.labels.tolist()) | set(gallery.labels.tolist()))
-    counts = {"num_queries", "num_lone_queries", "num_gallery", "num_classes"}
+    counts = {"num_clustered", "num_queries", "num_lone_queries", "num_gallery", "num_classes"}
     assert set(result) == {*expected, "nmi", "ami", "f1", *counts}
 
 

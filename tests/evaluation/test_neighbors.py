@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmlscale.evaluation import neighbors
-from dmlscale.evaluation.neighbors import FaissMissingError, nearest, require_faiss
+from dmlscale.evaluation.neighbors import FaissMissingError, nearest, normalize, require_faiss
 from tests.evaluation.oracles import sorted_neighbors
 
 
@@ -120,6 +120,46 @@ def test_nan_is_a_clear_error() -> None:
         nearest(points, _points(5), 2)
     with pytest.raises(ValueError, match="gallery hold NaN"):
         nearest(_points(5), points, 2)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-22, 1e19, 1e37])
+def test_directions_of_very_short_and_very_long_vectors_count(scale: float) -> None:
+    """In float32 their squares are zero or infinite."""
+    points = (_points(50) * scale).astype(np.float32)
+    values, rows = nearest(points, points, 5, exclude=np.arange(50))
+    unit = points.astype(np.float64) / np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -2)
+    np.testing.assert_array_equal(rows, np.argsort(-similarity, axis=1)[:, :5])
+    np.testing.assert_allclose(values, np.take_along_axis(similarity, rows, 1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalize(np.asfortranarray(points)), unit, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-25, 1e-23, 1e-22, 1e-20, 1e10, 1e15])
+def test_distances_between_very_short_and_very_long_vectors_are_exact(scale: float) -> None:
+    for seed in range(4):
+        points = ((_points(60, d=4, seed=seed) + 10) * scale).astype(np.float32)
+        values, rows = nearest(points, points, 5, exclude=np.arange(60), metric="euclidean")
+        expected_values, expected_rows = sorted_neighbors(points, points, 5, "euclidean", np.arange(60))
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(values, expected_values, rtol=1e-6, atol=1e-44)  # float32 ends at 1.4e-45
+
+
+def test_vectors_too_long_for_squared_distances_are_a_clear_error() -> None:
+    points = _points(5)
+    points[2] *= np.float32(1e18)
+    with pytest.raises(
+        ValueError, match=r"1 of 5 gallery hold NaN or infinity, or are longer than 1e\+18 \(first: row 2"
+    ):
+        nearest(_points(5), points, 2, metric="euclidean")
+    with pytest.raises(ValueError, match=r"1 of 5 queries .* longer than 1e\+18"):
+        nearest(points, _points(5), 2, metric="euclidean")
+    assert nearest(points, points, 2)[1].shape == (5, 2)
+
+
+def test_an_unknown_metric_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown metric 'cos': there are cosine, euclidean"):
+        nearest(_points(5), _points(5), 2, metric="cos")  # type: ignore[arg-type]
 
 
 def test_zero_vector_is_near_nothing_but_no_error() -> None:

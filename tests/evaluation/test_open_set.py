@@ -120,7 +120,27 @@ def test_few_unknown_queries_give_no_rate_and_few_classes_no_interval() -> None:
     result = open_set(samples)
     assert set(result.values) == {"open_set_auroc", "open_set_fpr_at_95"}
     assert "100 queries of unknown classes" in result.left_out["open_set_dir_at_far_1"]
-    assert "5 classes are too few" in result.left_out["open_set_intervals"]
+    assert "2 classes that are known, or that are not, are too few" in result.left_out["open_set_intervals"]
+
+
+def false_alarms(scores: np.ndarray, known: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted share of the unknown at the highest threshold that accepts 95 % of the weight of the known."""
+    order = np.argsort(-scores)
+    accepted = np.cumsum((weights * known)[order]) / (weights * known).sum()
+    threshold = scores[order][np.flatnonzero(accepted >= 0.95 - 1e-9)[0]]
+    return float(weights[~known & (scores >= threshold)].sum() / weights[~known].sum())
+
+
+@pytest.mark.parametrize(("num_pairs", "is_enough"), [(2, False), (19, False), (20, True)])
+def test_a_few_known_classes_among_many_unknown_make_no_interval(num_pairs: int, is_enough: bool) -> None:
+    labels = torch.tensor([*range(num_pairs), *range(num_pairs), *range(100, 220)])
+    points = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0))
+    result = open_set(Embedded(points, labels, torch.arange(len(labels))))
+    assert set(result.values) == {"open_set_auroc", "open_set_fpr_at_95", "open_set_dir_at_far_1"}
+    assert set(result.intervals) == (set(result.values) if is_enough else set())
+    assert ("open_set_intervals" in result.left_out) == (not is_enough)
+    if not is_enough:
+        assert result.left_out["open_set_intervals"].startswith(f"{num_pairs // 2} classes that are known, or")
 
 
 def test_intervals_are_those_of_slow_resampling() -> None:
@@ -132,9 +152,23 @@ def test_intervals_are_those_of_slow_resampling() -> None:
     scores = (points[rest] @ points[roles == GALLERY].T).max(axis=1)
     classes, codes = np.unique(labels, return_inverse=True)
     draws = np.random.default_rng(0).multinomial(len(classes), np.full(len(classes), 1 / len(classes)), 200)
-    areas = [roc_auc_score(roles[rest] == KNOWN, scores, sample_weight=drawn[codes[rest]]) for drawn in draws]
+    known = roles[rest] == KNOWN
+    areas = [roc_auc_score(known, scores, sample_weight=drawn[codes[rest]]) for drawn in draws]
     expected = np.quantile(areas, [0.025, 0.975])
-    assert open_set(samples).intervals["open_set_auroc"] == pytest.approx(expected, abs=1e-6)
+    intervals = open_set(samples).intervals
+    assert intervals["open_set_auroc"] == pytest.approx(expected, abs=1e-6)
+    alarms = [false_alarms(scores, known, drawn[codes[rest]]) for drawn in draws]
+    assert intervals["open_set_fpr_at_95"] == pytest.approx(np.quantile(alarms, [0.025, 0.975]), abs=0.01)
+
+
+def test_bad_options_are_clear_errors() -> None:
+    samples = random_samples(20)
+    with pytest.raises(ValueError, match="unknown metric 'cos'"):
+        open_set(samples, metric="cos")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
+        open_set(samples, seed=-1)
+    with pytest.raises(ValueError, match=r"longer than 1e\+18: the training has diverged"):
+        open_set(samples._replace(embeddings=samples.embeddings * 1e18), metric="euclidean")
 
 
 @pytest.mark.parametrize("sizes", [[100, 200], [300, 0], [0, 45, 255], [60, 1, 239]])

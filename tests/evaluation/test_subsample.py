@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.ranks import alone
-from dmlscale.evaluation.subsample import checked_share, gathered, hash_order, whole_classes
+from dmlscale.evaluation.subsample import checked_share, few_enough, gathered, hash_order, whole_classes
 from dmlscale.launch.ranks import OverRanks
 from tests.distributed.pool import GlooPool
 from tests.evaluation.oracles import random_samples, split
@@ -56,6 +56,23 @@ def test_classes_are_whole_and_nearly_as_many_as_fit(sizes: list[int], most: int
         assert (chosen.labels == label).sum() == labels.count(label)
     assert torch.equal(chosen.embeddings[:, 0].long(), chosen.ids)
     assert (chosen.ids.diff() > 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30), most=st.integers(1, 800), seed=st.integers(0, 5))
+def test_of_whole_classes_the_most_that_are_few_enough(sizes: list[int], most: int, seed: int) -> None:
+    labels = [2**40 + label for label, size in enumerate(sizes) for _ in range(size)]
+    share = checked_share(labelled(labels))
+    chosen = few_enough(share, most, seed=seed)
+    order = hash_order(np.unique(labels), seed, 1)  # that of `whole_classes`
+    by_class = np.array(sizes)[order]
+    fits = [count for count in range(1, len(sizes) + 1) if by_class[:count].sum() * count <= most]
+    taken = {2**40 + int(label) for label in order[: max(fits, default=1)]}
+    assert set(chosen.labels.tolist()) == taken
+    assert chosen.ids.tolist() == [i for i, label in zip(share.ids, share.labels, strict=True) if label in taken]
+    assert chosen.embeddings[:, 0].tolist() == chosen.ids[chosen.rows].tolist()
+    assert sorted(chosen.rows) == list(range(len(chosen.ids)))
+    assert few_enough(share, 10**9, seed=seed) is share
 
 
 def test_a_large_class_takes_part_with_a_tenth() -> None:
@@ -125,3 +142,5 @@ def test_bad_input_is_an_error_on_every_rank(gloo_pool: GlooPool, shares: list[E
     assert all(said in answer for answer in gloo_pool.run(2, chosen_on_rank, shares, {}))
     with pytest.raises(ValueError, match="most = 0 samples"):
         whole_classes(labelled([0]), 0)
+    with pytest.raises(ValueError, match="seed = -1"):
+        whole_classes(labelled([0]), seed=-1)

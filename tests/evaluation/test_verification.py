@@ -17,7 +17,7 @@ from dmlscale.evaluation import roc as roc_module
 from dmlscale.evaluation import verification
 from dmlscale.evaluation.embed import Embedded
 from dmlscale.evaluation.neighbors import Metric
-from dmlscale.evaluation.roc import RATES, auc_of, roc_of
+from dmlscale.evaluation.roc import RATES, auc_of, num_accepted, roc_of
 from dmlscale.evaluation.verification import Verification, verify
 from dmlscale.launch.ranks import OverRanks
 from tests.distributed.pool import GlooPool
@@ -159,9 +159,51 @@ def test_what_cannot_be_told_is_left_out_with_a_reason(labels: list[int], reason
 
 def test_few_pairs_give_no_small_rates_and_few_classes_no_intervals() -> None:
     result = verify(samples_of(np.random.default_rng(0).normal(size=(40, 4)), [number % 9 for number in range(40)]))
-    assert result.left_out["intervals"] == "9 classes are too few to resample: it takes 10"
+    assert result.left_out["intervals"] == "9 classes with a same pair are too few to resample: it takes 10"
     assert result.left_out["tar_at_far_1e-2"].startswith("it takes 1000 pairs of two classes, there are 710")
     assert "tar_at_far_1e-1" in result.metrics()
+
+
+@pytest.mark.parametrize(("num_pairs", "is_enough"), [(2, False), (9, False), (10, True)])
+def test_classes_without_a_same_pair_do_not_make_an_interval(num_pairs: int, is_enough: bool) -> None:
+    """The values rest on the few classes that have one, however many others there are."""
+    labels = [*range(num_pairs), *range(num_pairs), *range(100, 160)]
+    result = verify(samples_of(np.random.default_rng(0).normal(size=(len(labels), 4)), labels))
+    assert "auc" in result.values
+    assert ("auc" in result.intervals) == is_enough
+    told = None if is_enough else f"{num_pairs} classes with a same pair are too few to resample: it takes 10"
+    assert result.left_out.get("intervals") == told
+
+
+def test_bad_options_are_clear_errors() -> None:
+    samples = random_samples(20)
+    with pytest.raises(ValueError, match="unknown metric 'cos'"):
+        verify(samples, metric="cos")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
+        verify(samples, seed=-1)
+
+
+def test_as_many_are_accepted_as_the_rate_says() -> None:
+    """In floating point, 0.29 * 100 is less than 29."""
+    for count in range(1, 1_000):
+        scores = np.zeros(count, np.float32)
+        for percent in (1, 7, 10, 29, 57, 58):
+            assert num_accepted(scores, percent / 100) == percent * count // 100, (count, percent)
+
+
+def test_beside_the_even_points_there_are_those_that_the_figures_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roc_module, "_POINTS_PER_SIDE", 2)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        same, different = (np.sort(rng.integers(0, 40, rng.integers(2, 30)).astype(np.float32)) for _ in range(2))
+        scores = np.unique(np.concatenate([same, different]))
+        far = np.array([(different >= score).mean() for score in scores])
+        refused = np.array([(same < score).mean() for score in scores])
+        crossing = scores[far >= refused - 1e-12].max()
+        highest_refused = [different[-1 - int(np.floor(float(rate) * len(different) + 1e-9))] for rate in RATES]
+        higher = [scores[scores > score].min(initial=np.inf) for score in (crossing, *highest_refused)]
+        expected = {np.inf, crossing, *higher, *same[[0, -1]], *different[[0, -1]]}
+        assert set(roc_of(same, different).thresholds) == {float(score) for score in expected}
 
 
 @pytest.mark.parametrize("sizes", [[90, 110], [200, 0], [0, 45, 155], [60, 1, 139]])

@@ -26,8 +26,8 @@ from dmlscale.evaluation.subsample import checked_share, few_enough, gathered, h
 ITERATIONS = 20
 """Of k-means, at most."""
 MOST_DISTANCES = 700_000_000
-"""Samples times clusters: half a minute of a core for d = 128. The 60,502 samples of 11,316 classes that Stanford Online
-Products has to test with just fit.
+"""Samples times clusters: half a minute of a core for d = 128. The 60,502 samples of 11,316 classes that Stanford
+Online Products has to test with just fit.
 """
 _EXACT_BITS = 51  # whole numbers of so many bits, and sums of two, are exact in float64
 _ROUNDING = 2.0**-21  # times root of d and the lengths of both vectors: more than products in float32 lose

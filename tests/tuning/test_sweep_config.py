@@ -59,7 +59,7 @@ def test_a_base_may_stand_in_the_file_itself(tmp_path: Path) -> None:
         ((), {"spaces": {}}, "unknown key 'spaces'"),
         ((), {"space": {}}, "needs base and space"),
         ((), {"base": "absent.yaml"}, "no config file .*absent.yaml"),
-        ((), {"base": BASE | {"trian": {}}}, "base:\n  trian: unknown key; did you mean 'train'"),
+        ((), {"base": BASE | {"trains": {}}}, "base:\n  trains: unknown key; did you mean 'train'"),
         (("train.steps=3",), {}, "begin with sweep., .*or with base."),
         ((), {"set": ["train.steps"]}, "set must hold dotted keys"),
     ],

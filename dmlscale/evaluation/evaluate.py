@@ -199,5 +199,4 @@ def _together(local: Embedded, queries: Share, searched: Share | None) -> Embedd
     sides = [(queries, 0), (searched, len(queries.ids))]
     rows = [np.column_stack([side.own_labels, side.rows + offset]) for side, offset in sides]
     labels, ids = torch.from_numpy(np.concatenate(rows)).unbind(1)
-    parts = [torch.from_numpy(side.embeddings) for side, _ in sides if len(side.rows)]  # an empty one has no d
-    return Embedded(torch.cat(parts) if parts else local.embeddings, labels, ids)
+    return Embedded(torch.cat([torch.from_numpy(side.embeddings) for side, _ in sides]), labels, ids)

@@ -71,6 +71,17 @@ def test_a_sample_embedded_twice_counts_once() -> None:
         assert result == pytest.approx(evaluate(samples).metrics, abs=1e-12)
 
 
+def test_a_rank_may_hold_nothing_but_copies_of_what_others_hold() -> None:
+    samples, gallery = random_samples(30), random_samples(40, seed=1)
+    shares, galleries = (
+        [*split(side, [len(side.ids) - 9, 9]), Embedded(*(values[:2] for values in side))]
+        for side in (samples, gallery)
+    )
+    expected = evaluate(samples, gallery).metrics
+    for result in evaluate_on_ranks(shares, galleries=galleries):
+        assert result == pytest.approx(expected, abs=1e-12)
+
+
 def test_gathered_samples_are_in_the_order_of_ids() -> None:
     samples = random_samples(20)
     everything, owners = gather_embedded(samples, rank=0)

@@ -111,6 +111,7 @@ def test_train_and_evaluate(config_file: Path, patterns: Path, tmp_path: Path) -
         "num_skipped": 0,
         "num_gallery": NUM_GALLERY,
         "num_classes": 11,
+        "num_clustered": 46,
         "num_map_queries": NUM_QUERIES,
         "num_same_pairs": 8 * 10 + 1 + 3,  # of queries and gallery together
         "num_different_pairs": 46 * 45 // 2 - 84,

@@ -66,10 +66,11 @@ class Parent:
             status: Status = "FAILED" if outcome.status == "failed" else "KILLED"
             close_child(self.uri, outcome.run_id, Path(outcome.folder), status, outcome.reason)
 
-    def compare_path(self, outcomes: Sequence[Outcome]) -> str:
+    def compare_path(self, outcomes: Sequence[Outcome], settings: SweepConfig) -> str:
         """The page that compares evaluated trials, at most 50: it offers only metrics that all of its runs have."""
-        evaluated = [outcome.run_id for outcome in outcomes if outcome.run_id and outcome.curve]
-        chosen = evaluated or [outcome.run_id for outcome in outcomes if outcome.run_id]
+        ordered = [outcome for _, outcome in in_order(outcomes, settings.metric, settings.mode)]
+        evaluated = [outcome.run_id for outcome in ordered if outcome.run_id and outcome.curve]
+        chosen = evaluated or [outcome.run_id for outcome in ordered if outcome.run_id]
         return compare_path(self.experiment_id, chosen[:_COMPARED])
 
     def charts_path(self, settings: SweepConfig) -> str:
@@ -117,11 +118,10 @@ class Parent:
     ) -> str:
         settings, data = sweep.settings, sweep.base_config.data
         links = [f"[curves of all trials]({self.charts_path(settings)})"]
-        ordered = [outcome for _, outcome in in_order(outcomes, settings.metric, settings.mode)]
-        which = "all trials" if len(ordered) <= _COMPARED else f"the best {_COMPARED} trials"
-        links.append(f"[compare {which}]({self.compare_path(ordered)})")
+        which = "all trials" if len(outcomes) <= _COMPARED else f"the best {_COMPARED} trials"
+        links.append(f"[compare {which}]({self.compare_path(outcomes, settings)})")
         if final:
-            links.append(f"[compare the final runs]({self.compare_path(final)})")
+            links.append(f"[compare the final runs]({self.compare_path(final, settings)})")
         model = sweep.base_config.tracking.registered_model
         if comparison is not None and model is not None:  # the best settings have been trained on all classes
             links.append(f"[registered model]({model_path(model)})")

@@ -195,7 +195,7 @@ class _Run:
             print(f"dashboard     {dashboard_command(self.parent.uri)}\n              then open")
         print(f"sweep         {address}/{run_path(self.parent.experiment_id, self.parent.run_id)}")
         print(f"curves        {address}/{self.parent.charts_path(settings)}")
-        print(f"compare       {address}/{self.parent.compare_path(outcomes)}")
+        print(f"compare       {address}/{self.parent.compare_path(outcomes, settings)}")
 
     def _export(self, final: list[Outcome]) -> None:
         """The model of the best settings, of the first seed: which of the seeds is best must not be chosen by test."""

@@ -135,8 +135,10 @@ def _pending_bytes(lock: Path) -> int:
     with sole_owner(lock, wait=False) as is_abandoned:
         if is_abandoned:
             part_path(file).unlink(missing_ok=True)
-            return file.stat().st_size
-    return int(lock.read_text() or 0)  # empty: nothing is reserved yet
+        else:
+            with suppress(FileNotFoundError):
+                return int(lock.read_text() or 0)  # empty: nothing is reserved yet
+    return file.stat().st_size  # nobody is at it: it came between two looks, or is not there
 
 
 def lock_path(file: Path) -> Path:

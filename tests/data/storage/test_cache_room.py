@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmlscale.data.errors import DataError
+from dmlscale.data.storage import cache_folder
 from dmlscale.data.storage.cache import ShardCache
 from dmlscale.data.storage.storage import Storage
 from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, start
@@ -31,6 +34,25 @@ def test_what_killed_processes_leave_takes_no_room(http: HttpServer, storage: St
         cache.fetch(storage, f"{number}.tar", SIZE)
     assert copies(tmp_path / "cache") == {"2.tar", "3.tar"}
     assert not leftovers(tmp_path / "cache")
+
+
+def test_a_download_that_ends_while_it_is_counted(
+    http: HttpServer, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock goes between two looks: the file must be counted all the same, or the cache would outgrow its limit."""
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE, QUICK)
+    cache.fetch(storage, "0.tar", SIZE)
+    lock = next((tmp_path / "cache").glob("*/0.tar")).with_name(".0.tar.lock")
+    lock.write_text(str(SIZE))
+
+    @contextmanager
+    def gone_at_once(path: Path, *, wait: bool) -> Iterator[bool]:
+        path.unlink()
+        yield False
+
+    monkeypatch.setattr(cache_folder, "sole_owner", gone_at_once)
+    assert cache.used_bytes() == SIZE
+    assert not lock.exists()
 
 
 def test_the_least_recently_used_file_goes(storage: Storage, tmp_path: Path) -> None:

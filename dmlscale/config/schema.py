@@ -79,6 +79,16 @@ class TrainConfig(Section):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Most samples in the network at a time on each worker; the loss still sees the whole global batch, at the cost of
     a second forward pass. None: the whole batch at once."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every worker holds the whole backbone and its optimizer state. fsdp: a part of them, fetched layer by layer
+    when it is needed; for backbones that do not fit."""
+    by_node: bool = False
+    """For slow links between nodes. ddp: gradients are summed within each node first, then between nodes. fsdp: a
+    backbone is cut over the workers of a node, and the nodes hold the same."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the backbone with torch.compile; the first steps take minutes."""
     log_every: int = Field(default=10, ge=1)
     eval_every: int = Field(default=0, ge=0)
     """0: only at the end."""

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -46,19 +48,17 @@ class RayOnHosts:
         self._only = hosts.names if only is None else only
 
     def __enter__(self) -> RayOnHosts:
-        for name in self._only:
-            self.join(name)
+        first, *others = self._only
+        self.join(first)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.join, others))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A host's processes end with the host; here only what would outlive a cluster on hosts that are used again.
-        for name in reversed(self._only):
-            try:
-                self.hosts.run(name, [_RAY, "stop", "--force"], env=self.environment(name), timeout=60)
-            except (KeyError, subprocess.TimeoutExpired):  # the host is off, or cut off
-                continue
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._stop, self._only))
 
     def environment(self, name: str) -> dict[str, str]:
         """Of Ray's processes on a host, and of a driver there."""
@@ -89,6 +89,11 @@ class RayOnHosts:
         done = self.hosts.run(name, command, env=self.environment(name), timeout=120)
         if done.returncode != 0:
             raise RuntimeError(f"Ray did not start on {name}:\n{done.stdout}")
+
+    def _stop(self, name: str) -> None:
+        # On a host that is off or cut off there is nothing to stop, or nobody to tell it.
+        with suppress(KeyError, subprocess.TimeoutExpired):
+            self.hosts.run(name, [_RAY, "stop", "--force"], env=self.environment(name), timeout=60)
 
     def run(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60

@@ -69,6 +69,7 @@ class RayOnHosts:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_monitor_refresh_ms": "0",  # it looks at the whole machine, other tests included
             "RAY_DISABLE_MEMORY_MONITOR": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # a machine that is busy with other tests needs longer than 30
             **self._env,
             **self._env_of.get(name, {}),
         }
@@ -86,7 +87,7 @@ class RayOnHosts:
         else:
             role = [f"--address={self.address}"]
         command = [*self._prefix_of.get(name, ()), _RAY, "start", *role, *own]
-        done = self.hosts.run(name, command, env=self.environment(name), timeout=120)
+        done = self.hosts.run(name, command, env=self.environment(name), timeout=180)
         if done.returncode != 0:
             raise RuntimeError(f"Ray did not start on {name}:\n{done.stdout}")
 

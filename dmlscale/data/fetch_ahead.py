@@ -42,7 +42,7 @@ class FetchAhead:
         self._asked: set[object] = set()
 
     def at(self, plan: EpochPlan, epoch: int, step: int) -> None:
-        """Batch ``step`` of an epoch's plan is about to be made."""
+        """All batches before ``step`` of an epoch's plan are made."""
         if not self._is_needed:
             return
         if not isinstance(plan, WindowedPlan):
@@ -74,7 +74,7 @@ class FetchAhead:
 
     def _request(self, asked: object, shards: NDArray) -> None:
         with self._lock:
-            if asked in self._asked:  # where one window ends, threads work on its end and on the beginning of the next
+            if asked in self._asked:
                 return
             self._asked.add(asked)
             if self._fetcher is None:

@@ -118,6 +118,8 @@ class TrainStream:
         self._position = self._after(self._position)
         if self._rounds is not None and self._position.step == 0:
             self._stop()  # the next round is not mined yet
+        else:
+            self._fetch_shards()
         return self._position, batch
 
     def state_dict(self) -> dict[str, int]:
@@ -142,9 +144,14 @@ class TrainStream:
     def _start(self) -> Prefetcher[Position, Batch]:
         if self._rounds is not None:
             self._rounds.prepare(self._position.epoch, is_new=self._position.step == 0)
+        self._fetch_shards()
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="dmlscale-data")
         positions = self._positions_from(self._position)
         return Prefetcher(self._make_batch, positions, pool=pool, depth=self._num_threads + _DEPTH)
+
+    def _fetch_shards(self) -> None:
+        # By the batches that were taken, not by those in the making: a thread may be late with the end of a window.
+        self._fetch_ahead.at(self._plans.plan(self._position.epoch), self._position.epoch, self._position.step)
 
     def _stop(self) -> None:
         if self._prefetcher is not None:
@@ -177,7 +184,6 @@ class TrainStream:
 
     def _make_batch(self, position: Position) -> Batch:
         plan = self._plans.plan(position.epoch)
-        self._fetch_ahead.at(plan, position.epoch, position.step)
         parts = dict(zip(self._streams, plan.sub_batches(self._streams, position.step), strict=True))
         # A round may show a sample many times: its pixels must not be the same each time.
         epoch = position.epoch

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,8 @@ from dmlscale.data.storage.cache_folder import CacheFolder, lock_path
 from dmlscale.data.storage.locks import open_kept, sole_owner
 from dmlscale.data.storage.retry import Retry
 from dmlscale.data.storage.storage import Storage
-from dmlscale.data.storage.transfer_errors import MissingFileError, shown
+from dmlscale.data.storage.transfer_errors import MissingFileError
+from dmlscale.redaction import shown
 
 logger = logging.getLogger("dmlscale.data")
 
@@ -82,7 +84,13 @@ class ShardCache:
         return self._keep(storage, name, size)
 
     def open_ahead(
-        self, storage: Storage, name: str, size: int | None = None, *, stop: threading.Event | None = None
+        self,
+        storage: Storage,
+        name: str,
+        size: int | None = None,
+        *,
+        stop: threading.Event | None = None,
+        reserved: Callable[[], None] | None = None,
     ) -> BinaryIO | None:
         """As ``open``, for a file that is needed later: None if somebody else is downloading it.
 
@@ -91,13 +99,14 @@ class ShardCache:
             name: its name there.
             size: as for ``fetch``.
             stop: when set, the transfer ends soon.
+            reserved: called when there is room for the file, before its bytes come.
 
         Raises:
             CacheFullError: others use what would have to be removed.
             TransferStopped: ``stop`` was set.
             DataError: as ``fetch``.
         """
-        return self._obtain(storage, name, size, is_urgent=False, stop=stop)
+        return self._obtain(storage, name, size, is_urgent=False, stop=stop, reserved=reserved)
 
     def discard(self, storage: Storage, name: str) -> None:
         """Drop the copy of a file, which turned out to be damaged; who has it open may go on reading it."""
@@ -114,7 +123,14 @@ class ShardCache:
         return file
 
     def _obtain(
-        self, storage: Storage, name: str, size: int | None, *, is_urgent: bool, stop: threading.Event | None
+        self,
+        storage: Storage,
+        name: str,
+        size: int | None,
+        *,
+        is_urgent: bool,
+        stop: threading.Event | None,
+        reserved: Callable[[], None] | None = None,
     ) -> BinaryIO | None:
         """The copy, open; None if another is downloading it and this is not urgent, or has just removed it."""
         path = self._folder.place(storage, name)
@@ -134,6 +150,8 @@ class ShardCache:
                     size = retrying(lambda: storage.size(name))
                 path.unlink(missing_ok=True)
                 self._reserve(storage, name, path, size or 0, is_urgent=is_urgent)
+                if reserved is not None:
+                    reserved()
                 retrying(lambda: storage.download(name, path, size=size, stop=stop))
                 if size is None:  # the server did not tell before
                     self._reserve(storage, name, path, path.stat().st_size, is_urgent=True)

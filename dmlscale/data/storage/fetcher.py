@@ -47,6 +47,7 @@ class ShardFetcher:
         self._listed: set[Shard] = set()
         self._waiting: deque[Shard] = deque()
         self._busy: set[Shard] = set()
+        self._reserving: Shard | None = None  # one at a time: the first in the list must find room first
         self._kept: dict[Shard, BinaryIO] = {}
         self._stop = threading.Event()
         # Daemons: a server that hangs must not keep the process from ending.
@@ -90,6 +91,7 @@ class ShardFetcher:
     def _run(self) -> None:
         while (shard := self._next()) is not None:
             file = self._fetch(shard)
+            self._reserved(shard)
             with self._changed:
                 self._busy.discard(shard)
                 if file is not None and shard in self._listed:
@@ -101,16 +103,25 @@ class ShardFetcher:
     def _next(self) -> Shard | None:
         """The next shard to fetch, waited for; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stop.is_set())
+            self._changed.wait_for(lambda: self._stop.is_set() or (self._waiting and self._reserving is None))
             if self._stop.is_set():
                 return None
-            shard = self._waiting.popleft()
+            shard = self._reserving = self._waiting.popleft()
             self._busy.add(shard)
             return shard
 
+    def _reserved(self, shard: Shard) -> None:
+        """There is room for this shard, or nothing will come of it: the next may be looked at."""
+        with self._changed:
+            if self._reserving is shard:
+                self._reserving = None
+                self._changed.notify_all()
+
     def _fetch(self, shard: Shard) -> BinaryIO | None:
         try:
-            return self._cache.open_ahead(self._storage, shard.name, shard.size, stop=self._stop)
+            return self._cache.open_ahead(
+                self._storage, shard.name, shard.size, stop=self._stop, reserved=lambda: self._reserved(shard)
+            )
         except CacheFullError:
             with self._changed:
                 self._waiting.clear()

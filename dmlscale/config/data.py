@@ -32,7 +32,7 @@ class DataConfig(Section):
     """Folder or URL of a packed dataset (`dmlscale pack`): any that fsspec knows, as s3://bucket/prefix."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """For a URL: options of fsspec's file system, as endpoint_url for S3. They are logged, so no secrets: credentials
-    come from the environment."""
+    come from the environment, where the service's own tools look, or by a reference: `secret: env:NAME`."""
     cache_folder: str | None = None
     """Where shards that are not on this machine are kept; None takes $DMLSCALE_CACHE or ~/.cache/dmlscale."""
     cache_gb: float = Field(default=50.0, gt=0)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dmlscale.config.schema import Config
+from dmlscale.config.secrets import literal_secrets
 
 
 class ConfigError(ValueError):
@@ -42,7 +43,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+        raise ConfigError(f"{file} is not YAML: {_place_of(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} must hold a mapping of settings, e.g. `train: {{steps: 100}}`")
     return values
@@ -52,7 +53,7 @@ def override_values(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     """``values`` with ``a.b=c`` overrides put in place; see `load_config`.
 
     Raises:
-        ConfigError: an override that is no ``key=value`` or leads through a value.
+        ConfigError: an override that is no ``key=value``, leads through a value, or holds a secret.
     """
     for override in overrides:
         _override(values, override)
@@ -67,8 +68,11 @@ def check_config(values: dict[str, Any], where: str) -> Config:
         where: they come from, for error messages.
 
     Raises:
-        ConfigError: with every error in it.
+        ConfigError: with every error in it; or, before all others, that secrets stand in it. No message holds one.
     """
+    secrets = list(literal_secrets(values))
+    if secrets:  # alone: the other messages tell values
+        raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in secrets))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -83,8 +87,18 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: {text!r} is not YAML; quote it") from None
+        raise ConfigError(f"{key}: the value is not YAML; quote it") from None
+    for line in literal_secrets({key: value}):
+        raise ConfigError(line)
     set_value(values, key, value)
+
+
+def _place_of(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it has characters that YAML does not take"
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
 def set_value(values: dict[str, Any], key: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from dmlscale.data.layout import DESCRIPTION_FILE, TABLE_FILES
 from dmlscale.data.storage.cache import ShardCache
 from dmlscale.data.storage.storage import Storage
 from dmlscale.data.storage.transfer_errors import MissingFileError
+from dmlscale.redaction import shown
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def _version(storage: Storage, cache: ShardCache) -> str:
         try:
             return str(json.loads(path.read_text())["version"])
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{url} is no description of a dataset: pack and upload it again") from None
+            raise DataError(f"{shown(url)} is no description of a dataset: pack and upload it again") from None
 
 
 def map_table(path: Path, schema: pa.Schema, *, is_small: bool = False) -> pa.RecordBatch:

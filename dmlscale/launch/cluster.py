@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.errors import LaunchError
 
 _LOOPBACK = "127.0.0.1"
+_LOOPBACK_INTERFACE = "lo"
 
 # Set before Ray starts, for it and for its workers.
 ENVIRONMENT = {
@@ -110,6 +112,32 @@ def runs_at_once(resources: ResourcesConfig, available: Mapping[str, float]) -> 
     return max(1, int(min(by_cpu, by_gpu) + 1e-6))
 
 
+@contextmanager
+def _closed_to_others() -> Iterator[dict[str, Any]]:
+    """Settings of a cluster of this machine that no other machine, and no other user of this one, can use.
+
+    Whoever reaches Ray's ports can run code, so they listen on loopback and ask for a token.
+
+    Ray would take the machine's own address in the place of loopback, unless it is told that this is no machine for
+    clusters, which it takes macOS and Windows for. The token is a new one for each process, in its environment alone:
+    Ray would write one to the user's home, and every cluster started on the machine from then on would ask for that.
+    RAY_AUTH_MODE is not set here: for a new cluster tokens are Ray's default, and Ray may have been imported already,
+    after which it does not look at that variable again. What the user has set there counts.
+    """
+    from ray._private import ray_constants
+
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for collectives in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(collectives, _LOOPBACK_INTERFACE)
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield {"_node_ip_address": _LOOPBACK, "dashboard_host": _LOOPBACK}
+    finally:  # this process may use the cluster of others later
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+
+
 def _known_address() -> dict[str, Any]:
     """Settings of a cluster that its own processes find.
 
@@ -121,7 +149,7 @@ def _known_address() -> dict[str, Any]:
         port = free.getsockname()[1]
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     environment = {"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}"}}
-    return {"_node_ip_address": _LOOPBACK, "runtime_env": environment}
+    return {"runtime_env": environment}
 
 
 def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
@@ -135,8 +163,12 @@ def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
             settings |= _known_address()
     else:
         settings |= {"address": resources.address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
+    closing: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if starts_own_cluster(resources):
+        closing = _closed_to_others()
     try:
-        ray.init(**settings)
+        with closing as closed:
+            ray.init(**settings, **closed)
         os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = resources.address or os.environ.get("RAY_ADDRESS") or "on this machine"

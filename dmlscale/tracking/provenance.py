@@ -7,15 +7,18 @@ import os
 import subprocess
 from pathlib import Path
 
+GIT_TAGS = "DMLSCALE_GIT_TAGS"
+
 
 def git_tags(folder: Path) -> dict[str, str]:
     """Tags with the commit, branch and state of the work tree; empty outside a repository or without git.
 
-    `mlflow.source.git.commit` is the name under which MLflow shows the commit on the run's page.
+    `mlflow.source.git.commit` is the name under which MLflow shows the commit on the run's page. A job that runs in a
+    copy without a repository takes what DMLSCALE_GIT_TAGS says, which `dmlscale submit` sets.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
-        return {}
+        return {str(name): str(value) for name, value in json.loads(os.environ.get(GIT_TAGS, "{}")).items()}
     branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or ""
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     tags = {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}

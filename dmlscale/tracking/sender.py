@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from dmlscale.redaction import shown
 from dmlscale.tracking.spool import Record, Spool
 
 logger = logging.getLogger(__name__)
@@ -92,4 +93,4 @@ class Sender:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shown(lines[0])[:200]}" if lines else type(error).__name__

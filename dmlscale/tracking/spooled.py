@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dmlscale.redaction import shown
 from dmlscale.tracking.sender import Deliver, Sender
 from dmlscale.tracking.spool import Fields, Spool
 from dmlscale.tracking.system import SystemSampler
@@ -107,7 +108,7 @@ class SpooledTracker:
             return self._left
         if self._sampler is not None:
             self._sampler.stop()
-        self._write({"kind": "status", "status": status, "reason": reason, "time_ms": _now_ms()})
+        self._write({"kind": "status", "status": status, "reason": shown(reason), "time_ms": _now_ms()})
         self._left = self._sender.drain(self._drain_timeout_s)
         has_ended = self._sender.stop()
         self._spool.close()

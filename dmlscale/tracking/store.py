@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
+from dmlscale.redaction import secret_in_url, shown
+
 # Without it a visitor's first page is the one for language models, where experiments look empty.
 _FOR_TRAINING = {"workflowType": "machine_learning"}
+
+
+class StoreError(ValueError):
+    """An address of a store that cannot be used; the message says what to write."""
 
 
 def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> str:
@@ -25,19 +31,32 @@ def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> s
         path would make a new, empty database.
 
     Raises:
-        ValueError: a store that MLflow no longer writes to (a folder of files).
+        StoreError: a store that MLflow no longer writes to (a folder of files), or an address with a password, which
+            would be kept with every run, checkpoint and message.
     """
     uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri:
         return f"sqlite:///{(folder or Path.cwd()).absolute() / 'mlflow.db'}"
     scheme = urlsplit(uri).scheme
+    if secret_in_url(uri):
+        named = "tracking.uri" if explicit else "MLFLOW_TRACKING_URI"
+        raise StoreError(f"{named} {shown(uri)} holds a password: {_sign_in(uri)}, and leave it out of the address")
     if scheme in ("", "file"):
-        raise ValueError(
-            f"tracking uri {uri!r} is a folder; MLflow keeps runs in a database: "
+        raise StoreError(
+            f"tracking uri {shown(uri)!r} is a folder; MLflow keeps runs in a database: "
             "write sqlite:////absolute/path/mlflow.db, or the http address of a server"
         )
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
+
+
+def _sign_in(uri: str) -> str:
+    """Where a password belongs that is not in the address."""
+    if is_server(uri):
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if uri.startswith("postgresql"):
+        return "set PGPASSWORD or write ~/.pgpass, or run an MLflow server before the database"
+    return "run an MLflow server before the database and name that"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -110,5 +129,5 @@ def dashboard_command(uri: str, *, port: int = 5000) -> str:
     # Without its job runner the server starts in 6 s instead of 26 s.
     return (
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
-        f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {port}"
+        f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port {port}"
     )

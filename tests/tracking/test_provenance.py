@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dmlscale.tracking.provenance import git_tags
+from dmlscale.tracking.provenance import GIT_TAGS, git_tags
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -28,3 +28,8 @@ def test_no_repository_and_no_git_give_no_tags(tmp_path: Path, monkeypatch: pyte
     assert git_tags(tmp_path / "absent") == {}
     monkeypatch.setenv("PATH", "")
     assert git_tags(tmp_path) == {}
+
+
+def test_a_job_in_a_copy_tells_the_commit_that_was_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GIT_TAGS, '{"mlflow.source.git.commit": "abc", "git.dirty": "true"}')
+    assert git_tags(tmp_path) == {"mlflow.source.git.commit": "abc", "git.dirty": "true"}

@@ -37,6 +37,8 @@ def test_dashboard_of_a_local_store_and_of_a_server() -> None:
         "ui",
         "--backend-store-uri",
         "sqlite:////my runs/mlflow.db",
+        "--host",
+        "127.0.0.1",
         "--port",
         "5055",
     ]

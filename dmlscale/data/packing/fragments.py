@@ -13,8 +13,9 @@ from dmlscale.data.errors import DataError
 from dmlscale.data.fingerprint import content_hash
 from dmlscale.data.packing.item_table import ListedSample
 from dmlscale.data.sources import OpenSource, Source
-from dmlscale.data.storage.transfer_errors import ShardError, shown
+from dmlscale.data.storage.transfer_errors import ShardError
 from dmlscale.data.tar import Place, add_sample
+from dmlscale.redaction import shown
 
 # What a file itself is to blame for. Others may pass (a disk that hiccups, no memory, too many open files): a sample
 # that is lost to one of them would never come back.

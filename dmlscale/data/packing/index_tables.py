@@ -18,6 +18,7 @@ from dmlscale.data.packing.item_table import ItemTable
 from dmlscale.data.packing.writing import ShardRecord
 from dmlscale.data.statistics import as_json, class_counts, duplicates, split_statistics
 from dmlscale.data.version import content_digest, dataset_version
+from dmlscale.redaction import shown
 
 _REASONS = 20  # that the description tells; all are in rejects.csv
 REPEATED = "its key comes twice: the first sample is kept"
@@ -155,7 +156,7 @@ class _Rejects:
     def add(self, position: int, reason: str) -> None:
         (sample,) = self._table.samples(np.array([position]))
         split = self._table.split_names[self._table.splits[position]]
-        self._writer.writerow((sample.key, split, self._table.class_names[sample.label], sample.ref, reason))
+        self._writer.writerow((sample.key, split, self._table.class_names[sample.label], shown(sample.ref), reason))
         self.reasons[reason] += 1
 
     def copy(self, path: Path) -> None:

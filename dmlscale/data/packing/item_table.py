@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dmlscale.data.errors import DataError
 from dmlscale.data.packing.numbered_keys import NumberedKeys, key_hash, number_keys, repeated_keys
 from dmlscale.data.sources import TRAIN_SPLIT, Item
+from dmlscale.redaction import shown
 
 _CHUNK = 2**16  # items of a record batch
 _SCHEMA = pa.schema([("key", pa.string()), ("ref", pa.string())])
@@ -193,7 +194,7 @@ def _without_defects(items: Iterable[Item], rejects: Any, digest: Any) -> Iterat
     for item in items:
         digest.update("\0".join((*item, "")).encode())
         if item.defect:
-            rejects.writerow((item.key, item.split, item.class_name, item.ref, item.defect))
+            rejects.writerow((item.key, item.split, item.class_name, shown(item.ref), item.defect))
         else:
             yield item
 

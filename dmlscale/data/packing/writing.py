@@ -24,6 +24,7 @@ from dmlscale.data.packing.work_folder import SCRATCH
 from dmlscale.data.prefetch import Prefetcher
 from dmlscale.data.sources import Source
 from dmlscale.data.tar import ShardFile
+from dmlscale.redaction import shown
 
 REMEDY = "repair or remove it, or pack without strict to leave such samples out"
 _FRAGMENT = 32  # samples that a process packs before it answers
@@ -224,4 +225,4 @@ class _Gathered:
 def refuse(table: ItemTable, reject: Reject) -> NoReturn:
     """Name a sample that cannot be packed: an error where packing is strict."""
     (sample,) = table.samples(np.array([reject.position]))
-    raise DataError(f"sample {sample.key!r} ({sample.ref}): {reject.reason}; {REMEDY}")
+    raise DataError(f"sample {sample.key!r} ({shown(sample.ref)}): {reject.reason}; {REMEDY}")

@@ -23,7 +23,8 @@ from dmlscale.data.sources import SOURCES, TRAIN_SPLIT, Item
 from dmlscale.data.storage.file_systems import connect
 from dmlscale.data.storage.retry import Retry
 from dmlscale.data.storage.storage import READ_TIMEOUT_SECONDS
-from dmlscale.data.storage.transfer_errors import MissingFileError, ShardError, clear_errors, shown
+from dmlscale.data.storage.transfer_errors import MissingFileError, ShardError, clear_errors
+from dmlscale.redaction import shown
 
 _RETRY = Retry()
 _USUAL_EXTENSION = {"image": "jpg", "array": "npy", "audio": "wav"}
@@ -219,7 +220,7 @@ def _without_protocol(path: str) -> str:
     """The part of a URL that names a file; a path as it is."""
     if path.startswith(("http://", "https://")):
         parts = urlsplit(path)
-        return f"{parts.netloc}{parts.path}"  # the query may hold a signature
+        return f"{parts.netloc.rpartition('@')[2]}{parts.path}"  # the query may hold a signature
     return path.rpartition("://")[2]
 
 

@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage.locks import locked, remove_unless_kept, sole_owner
+from dmlscale.data.storage.references import resolved
 from dmlscale.data.storage.storage import Storage, part_path
-from dmlscale.data.storage.transfer_errors import shown
+from dmlscale.redaction import shown
 
 # cache/.lock               held while room is made
 # cache/3f0c....txt         which folder or bucket the files of 3f0c... are from
@@ -47,6 +48,7 @@ class CacheFolder:
         parent, _, base = storage.url(name).rpartition("/")
         client = storage.options.get("client_kwargs", {})
         endpoint = storage.options.get("endpoint_url") or client.get("endpoint_url") or ""
+        endpoint = resolved({"endpoint_url": endpoint})["endpoint_url"]
         folder = _digest(f"{parent}\n{endpoint}\n{storage.version}")
         base = quote(base, safe="+=,@")
         if len(base) > _LONGEST_NAME:

@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.storage.transfer_errors import shown
+from dmlscale.redaction import shown
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 # A large object comes from S3 in pieces, several at a time, that are held in memory until they are written.

@@ -13,7 +13,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_us
 from tenacity.wait import wait_random_exponential
 
 from dmlscale.data.errors import DataError
-from dmlscale.data.storage.transfer_errors import ShardError, TransferError, TransferStopped, shown
+from dmlscale.data.storage.transfer_errors import ShardError, TransferError, TransferStopped
+from dmlscale.redaction import shown
 
 logger = logging.getLogger("dmlscale.data")
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 from fsspec.utils import get_protocol
 
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage.file_systems import connect, is_http, is_local, is_s3, same_service
-from dmlscale.data.storage.transfer_errors import MissingFileError, TransferError, TransferStopped, clear_errors, shown
+from dmlscale.data.storage.references import resolved, secret_values
+from dmlscale.data.storage.transfer_errors import MissingFileError, TransferError, TransferStopped, clear_errors
+from dmlscale.redaction import shown, without
 
 READ_TIMEOUT_SECONDS = 30.0
 
@@ -29,7 +32,8 @@ class Storage:
     """
 
     root: str  # an absolute path or a URL, without a slash at its end
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)  # may hold keys: not shown
+    # Secrets stand in them by reference, see `references`; not shown, for those who put them there all the same.
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     timeout_seconds: float = READ_TIMEOUT_SECONDS
     version: str = ""  # of the dataset, if it tells one: copies of another version are never taken for this one's
 
@@ -46,11 +50,13 @@ class Storage:
             path: "data/x", "/data/x", "file:///data/x", "s3://bucket/prefix", "https://host/folder" or any other
                 URL of fsspec.
             options: of fsspec's file system, such as ``{"endpoint_url": ...}`` for S3. Credentials come from where
-                the service's own tools look for them: environment, files, role of the machine.
+                the service's own tools look for them: environment, files, role of the machine; or by reference,
+                ``{"secret": "env:NAME"}``, from a variable that is looked up for each transfer and kept nowhere.
             timeout_seconds: a web or S3 server that sends nothing for so long is taken as down.
 
         Raises:
-            DataError: no such protocol, a package that it needs is missing, or no host or bucket is named.
+            DataError: no such protocol, a package that it needs is missing, no host or bucket is named, or a variable
+                that the options refer to is not set.
         """
         root = str(path)
         protocol = get_protocol(root)
@@ -64,7 +70,7 @@ class Storage:
         if is_http(protocol) and ("?" in place or "#" in place):
             raise DataError(f"{shown(root)} has a '?' or '#': names of files cannot be joined to it; give the folder")
         storage = Storage(root.rstrip("/"), dict(options or {}), timeout_seconds)
-        connect(storage.root, storage.options, timeout_seconds)
+        storage._connect(storage.root)
         return storage
 
     def __str__(self) -> str:
@@ -105,8 +111,8 @@ class Storage:
             TransferError: it may help: no connection, no answer.
         """
         url = self.url(name)
-        with clear_errors(url):
-            file_system, path = connect(url, self._options_of(url), self.timeout_seconds)
+        with clear_errors(url, secret_values(self._options_of(url))):
+            file_system, path = self._connect(url)
             facts = file_system.info(path)
         if facts["type"] == "directory":
             raise MissingFileError(f"{shown(url)} is a folder, not a file")
@@ -134,8 +140,8 @@ class Storage:
         _create(part)
         progress = _Progress(stop)
         try:
-            with clear_errors(url):
-                file_system, path = connect(url, self._options_of(url), self.timeout_seconds)
+            with clear_errors(url, secret_values(self._options_of(url))):
+                file_system, path = self._connect(url)
                 file_system.get_file(path, str(part), callback=progress)
             if not part.is_file():
                 raise MissingFileError(f"{shown(url)} is a folder, not a file")
@@ -145,6 +151,14 @@ class Storage:
         finally:
             if not part.is_dir():
                 part.unlink(missing_ok=True)
+
+    def _connect(self, url: str) -> tuple[AbstractFileSystem, str]:
+        options = self._options_of(url)
+        try:
+            return connect(url, resolved(options), self.timeout_seconds)
+        except DataError as error:
+            message = without(str(error), secret_values(options))
+        raise DataError(message)  # out of the block: what it came from may hold a secret
 
     def _options_of(self, url: str) -> Mapping[str, Any]:
         """The options, unless ``url`` leads to a service they were not made for."""

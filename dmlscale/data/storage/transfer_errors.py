@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dmlscale.data.errors import DataError
+from dmlscale.redaction import shown, without
 
 
 class MissingFileError(DataError):
@@ -41,14 +41,13 @@ _LASTING_KINDS = {
 }  # fmt: skip
 
 
-def shown(url: str) -> str:
-    """``url`` as it may stand in a message: without a password or a signature."""
-    return re.sub(r"\?.+", "?...", re.sub(r"://[^/@]*@", "://", url))
-
-
 @contextmanager
-def clear_errors(url: str) -> Iterator[None]:
+def clear_errors(url: str, secrets: Sequence[str] = ()) -> Iterator[None]:
     """Turn what fsspec and its back ends raise within the block into this module's errors.
+
+    Args:
+        url: what the block reads.
+        secrets: values that no message may hold.
 
     Raises:
         MissingFileError: no such file or bucket.
@@ -63,13 +62,20 @@ def clear_errors(url: str) -> Iterator[None]:
         cause = error
         if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and url.startswith("http"):
             cause = error.__cause__  # asked for a size, fsspec's http calls every failure "file not found"
-        raise _sorted(url, cause) from error
+        has_leak = any(secret in f"{seen!r} {seen}" for seen in _chain(error) for secret in secrets if secret)
+        raise _sorted(url, cause, secrets) from (None if has_leak else error)  # logs show what an error came from
 
 
-def _sorted(url: str, error: Exception) -> DataError:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _sorted(url: str, error: Exception, secrets: Sequence[str]) -> DataError:
     status = next((s for s in (getattr(error, n, None) for n in ("status", "code")) if isinstance(s, int)), None)
     number = error.errno if isinstance(error, OSError) else None
-    reason = _reason(error, status)
+    reason = without(_reason(error, status), secrets)
     if isinstance(error, (FileNotFoundError, IsADirectoryError)) or status in (404, 410):
         return MissingFileError(f"{shown(url)} does not exist: check the dataset's place, or upload the file")
     if isinstance(error, PermissionError) or status in (401, 403):
@@ -93,4 +99,4 @@ def _reason(error: Exception, status: int | None) -> str:
     text = next(iter(str(error).splitlines()), "")
     if not text and isinstance(error, TimeoutError):
         return "no answer in time"
-    return f"{type(error).__name__}: {shown(text)}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -5,6 +5,7 @@ from dmlscale.tracking.mlflow.registry import Registered, RegistryError, check_r
 from dmlscale.tracking.mlflow.runs import (
     DatasetNote,
     MlflowTracker,
+    TrackingDeniedError,
     TrackingUnreachableError,
     end_run,
     replay_spool,
@@ -18,6 +19,7 @@ __all__ = [
     "ModelNote",
     "Registered",
     "RegistryError",
+    "TrackingDeniedError",
     "TrackingUnreachableError",
     "check_registrable",
     "close_child",

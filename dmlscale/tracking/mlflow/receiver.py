@@ -13,6 +13,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from dmlscale.redaction import shown
 from dmlscale.tracking.spool import Record
 from dmlscale.tracking.spooled import clean_name
 
@@ -93,7 +94,7 @@ class Receiver:
             if error.error_code not in _REFUSED:
                 raise
             if len(points) == 1:
-                logger.warning("tracking: the point %s was refused: %s", points[0].key, error)
+                logger.warning("tracking: the point %s was refused: %s", points[0].key, shown(str(error)))
                 return
             for half in (points[: len(points) // 2], points[len(points) // 2 :]):
                 self._log_points(client, half)
@@ -112,7 +113,7 @@ class Receiver:
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
-            logger.warning("tracking: a record of kind %s was refused: %s", kind, error)
+            logger.warning("tracking: a record of kind %s was refused: %s", kind, shown(str(error)))
 
     def _send_file(self, client: MlflowClient, record: Record) -> None:
         path, folder = self._folder / record.fields["file"], record.fields["folder"]
@@ -131,7 +132,7 @@ class Receiver:
             self._failures[record.number] = self._failures.get(record.number, 0) + 1
             if self._failures[record.number] < _ATTEMPTS_PER_FILE:
                 raise
-            logger.warning("tracking: gave up on sending %s: %s", path, error)
+            logger.warning("tracking: gave up on sending %s: %s", path, shown(str(error)))
             return
         shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -157,7 +158,7 @@ def run_tags(tags: Mapping[str, Any]) -> list[RunTag]:
 def set_status(client: MlflowClient, run_id: str, status: str, reason: str = "", time_ms: int | None = None) -> None:
     """End a run, with the reason as a tag."""
     if reason:
-        client.log_batch(run_id, tags=run_tags({"dmlscale.reason": reason}))
+        client.log_batch(run_id, tags=run_tags({"dmlscale.reason": shown(reason)}))
     client.set_terminated(run_id, status, end_time=time_ms)
 
 

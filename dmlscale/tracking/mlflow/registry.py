@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
+from dmlscale.redaction import shown
 from dmlscale.tracking.mlflow.model_note import ModelNote, input_example, signature_of
 from dmlscale.tracking.mlflow.receiver import run_tags
 from dmlscale.tracking.mlflow.runs import require_reachable
@@ -56,12 +57,12 @@ def check_registrable(uri: str, run_id: str, name: str) -> None:
     try:
         client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"{uri}: {error.message}") from None
+        raise RegistryError(f"{shown(uri)}: {shown(error.message)}") from None
     try:
         client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise RegistryError(f"{uri}: {error.message}") from None
+            raise RegistryError(f"{shown(uri)}: {shown(error.message)}") from None
 
 
 def find_version(uri: str, run_id: str, name: str, tags: Mapping[str, str]) -> Registered | None:
@@ -120,7 +121,7 @@ def log_model(
         if registered_name is not None:
             _make_registered(client, registered_name)
     except MlflowException as error:
-        raise RegistryError(f"{uri}: {error.message}") from None
+        raise RegistryError(f"{shown(uri)}: {shown(error.message)}") from None
     metrics = _metrics_at(client, run, step)
     tags = dict(note.tags)
     if note.main_metric in metrics:

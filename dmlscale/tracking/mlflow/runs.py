@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from dmlscale.redaction import shown
 from dmlscale.tracking.mlflow.receiver import Receiver, log_params, run_tags, set_status
 from dmlscale.tracking.sender import Sender
 from dmlscale.tracking.spool import Spool
@@ -29,6 +30,7 @@ RUN_KEY = "dmlscale.run_key"
 """Tag by which a restarted or resumed training finds its run again."""
 _LONGEST_DIGEST = 36
 _HEALTH_TIMEOUT_S = 5.0
+_DENIED = (401, 403)
 
 
 class TrackingUnreachableError(RuntimeError):
@@ -36,8 +38,18 @@ class TrackingUnreachableError(RuntimeError):
 
     def __init__(self, uri: str, reason: str) -> None:
         super().__init__(
-            f"cannot reach the tracking store {uri}: {reason}. Start the server, or choose another store "
+            f"cannot reach the tracking store {shown(uri)}: {shown(reason)}. Start the server, or choose another store "
             "by the config or MLFLOW_TRACKING_URI (unset: a local SQLite file)"
+        )
+
+
+class TrackingDeniedError(RuntimeError):
+    """The store of runs answers, but not to this user."""
+
+    def __init__(self, uri: str, status: int) -> None:
+        super().__init__(
+            f"the tracking store {shown(uri)} refuses access (status {status}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, on every machine that the run has workers on"
         )
 
 
@@ -79,6 +91,7 @@ def start_or_continue(
 
     Raises:
         TrackingUnreachableError: no answer (within seconds), or a database that cannot be written.
+        TrackingDeniedError: no right to write there.
         ValueError: the experiment has been deleted.
     """
     require_reachable(uri)
@@ -104,6 +117,8 @@ def start_or_continue(
     except MlflowException as error:
         if error.error_code == "INTERNAL_ERROR":  # what the client makes of a broken connection
             raise TrackingUnreachableError(uri, str(error).splitlines()[0]) from error
+        if is_server(uri) and error.get_http_status_code() in _DENIED:
+            raise TrackingDeniedError(uri, error.get_http_status_code()) from None
         raise
     return run_id
 
@@ -149,8 +164,16 @@ def _log_datasets(client: MlflowClient, run: Run, datasets: Sequence[DatasetNote
         for note in datasets
         if (note.name, note.digest[:_LONGEST_DIGEST]) not in known
     ]
-    if inputs:
+    if not inputs:
+        return
+    try:
         client.log_inputs(run.info.run_id, inputs)
+    except Exception as error:  # the database's own, or what the client makes of it
+        if "IntegrityError" not in f"{type(error).__name__} {error}":
+            raise
+        client.log_inputs(
+            run.info.run_id, inputs
+        )  # another trial brought the same dataset at this moment: now it is there
 
 
 def _find_run(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
@@ -171,7 +194,9 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
             if experiment is None:
                 raise error
     if experiment.lifecycle_stage == "deleted":
-        raise ValueError(f"tracking experiment {name!r} has been deleted in {uri}: restore it or name another one")
+        raise ValueError(
+            f"tracking experiment {name!r} has been deleted in {shown(uri)}: restore it or name another one"
+        )
     return str(experiment.experiment_id)
 
 
@@ -179,12 +204,14 @@ def require_reachable(uri: str) -> None:
     """Find out within seconds; the client itself would try again for minutes."""
     if is_server(uri):
         try:
-            http_request(
+            answer = http_request(
                 get_default_host_creds(uri), "/health", "GET",
                 max_retries=0, timeout=_HEALTH_TIMEOUT_S, raise_on_status=False,
             )  # fmt: skip
         except Exception as error:
             raise TrackingUnreachableError(uri, str(error).splitlines()[0][:300]) from error
+        if answer.status_code in _DENIED:
+            raise TrackingDeniedError(uri, answer.status_code)
     path = sqlite_path(uri)
     if path is None:
         return

@@ -16,6 +16,7 @@ from dmlscale.distributed.class_block import ClassBlock, ClassRange
 from dmlscale.distributed.class_sampling import ClassSampling, SampledClassBlock
 from dmlscale.distributed.memory_bank import MemoryBank
 from dmlscale.distributed.memory_block import MemoryBlock
+from dmlscale.distributed.node_groups import grouped_by_node
 from dmlscale.distributed.pair_block import PairBlock
 from dmlscale.distributed.support import check_batch, require_memory_support, require_sampling_support
 from dmlscale.distributed.unit import unit_rows
@@ -47,6 +48,7 @@ class GlobalLoss(nn.Module):
             by the number of ranks, so that the average comes out exact. The bank's gradient is exact either way.
         seed: of the bank's random start and of random choices; neither depends on the number of ranks.
         group: the process group; the default group if None.
+        by_node: gather and sum within each node first, then between nodes; for slow links between nodes.
         memory_size: samples of past batches, over all ranks, that a pair loss compares with (cross-batch memory).
         memory_start: steps before the memory is used; it is filled from the beginning.
         class_sampling: look at a part of the classes at each step; a number is the rate of `ClassSampling`. The bank's
@@ -70,6 +72,7 @@ class GlobalLoss(nn.Module):
         data_parallel: Literal["sum", "mean"] = "sum",
         seed: int = 0,
         group: dist.ProcessGroup | None = None,
+        by_node: bool = False,
         memory_size: int = 0,
         memory_start: int = 0,
         class_sampling: ClassSampling | float | None = None,
@@ -80,7 +83,7 @@ class GlobalLoss(nn.Module):
             raise ValueError(f"data_parallel must be 'sum' or 'mean', got {data_parallel!r}")
         self.name = name
         self.loss: Loss = make(LOSSES[name], name, hyper_parameters)
-        self.world = World.current(group)
+        self.world = grouped_by_node(World.current(group)) if by_node else World.current(group)
         self.embedding_dim = embedding_dim
         self._averaged = data_parallel == "mean"
         self._seed = seed

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from dmlscale.distributed.node_groups import NodeGroups
 
 
 @dataclass(frozen=True)
@@ -15,11 +19,13 @@ class World:
         rank: this process, 0 .. num_ranks - 1.
         num_ranks: how many there are.
         group: their process group; None is the default group, or no group at all when ``num_ranks`` is 1.
+        nodes: the ranks by node, if collectives go by node (`grouped_by_node`); None: by rank.
     """
 
     rank: int = 0
     num_ranks: int = 1
     group: dist.ProcessGroup | None = None
+    nodes: NodeGroups | None = None
 
     @classmethod
     def current(cls, group: dist.ProcessGroup | None = None) -> World:

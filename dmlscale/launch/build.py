@@ -24,11 +24,18 @@ from dmlscale.data.storage.cache import ShardCache, default_cache_folder
 from dmlscale.data.storage.retry import Retry
 from dmlscale.data.types import Batch
 from dmlscale.distributed.class_sampling import ClassSampling
+from dmlscale.distributed.fully_sharded import fully_sharded
 from dmlscale.distributed.global_loss import GlobalLoss
+from dmlscale.distributed.node_groups import grouped_by_node
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import data_parallel
+from dmlscale.launch.equal_batches import equal_batches
 from dmlscale.models.backbone import backbone
+from dmlscale.models.blocks import find_blocks
+from dmlscale.models.checkpointing import recompute_activations
+from dmlscale.models.compilation import compile_blocks
 from dmlscale.models.embedder import Embedder
+from dmlscale.models.half_precision import HalfPrecision
 from dmlscale.training.loop import Rhythm
 from dmlscale.training.objective import Objective
 from dmlscale.training.optim import BankRates, optimizer, schedule
@@ -77,6 +84,7 @@ def build_objective(config: Config, num_classes: int, world: World) -> Objective
                     embedding_dim=config.model.embedding_dim,
                     seed=config.run.seed + n,
                     group=world.group,
+                    by_node=config.train.by_node,
                     memory_size=term.memory_size,
                     memory_start=term.memory_start,
                     class_sampling=class_sampling(term),
@@ -99,10 +107,17 @@ def class_sampling(term: LossChoice) -> ClassSampling | None:
 def build_trainee(
     config: Config, embedder: Embedder, objective: Objective, world: World, device: torch.device
 ) -> Trainee:
-    """Model, losses and optimizer, ready for steps."""
+    """Model, losses and optimizer, ready for steps.
+
+    Args:
+        config: of the run.
+        embedder: on the CPU or on ``device``; changed in place.
+        objective: on ``device``.
+        world: the ranks.
+        device: of this rank.
+    """
     o = config.optim
-    reproducible = device.type == "cpu" if config.train.reproducible is None else config.train.reproducible
-    model: nn.Module = embedder if reproducible else data_parallel(embedder, world)
+    model = build_parallel(config, embedder, world, device)  # first: the optimizer is given the parameters it leaves
     return Trainee(
         model=model,
         objective=objective,
@@ -126,13 +141,46 @@ def build_trainee(
             step_every=o.step_every,
             step_factor=o.step_factor,
         ),
-        world=world,
+        world=grouped_by_node(world) if config.train.by_node else world,
         clip_norm=o.clip_norm,
         half_precision=half_precision(config, device),
-        reproducible=reproducible,
+        reproducible=is_reproducible(config, device),
         seed=config.run.seed,
         micro_batch=config.train.micro_batch_size,
     )
+
+
+def build_parallel(config: Config, embedder: Embedder, world: World, device: torch.device) -> nn.Module:
+    """The network as it trains: compiled or computed twice where asked, its gradients summed over ranks.
+
+    Raises:
+        ModelError: train.compile, and this machine has no compiler.
+        ValueError: fsdp with train.by_node, and nodes have different numbers of workers.
+    """
+    t = config.train
+    blocks = find_blocks(embedder.backbone)
+    if t.compile:
+        compile_blocks(blocks)
+    if t.activation_checkpointing:
+        recompute_activations(blocks)
+    if t.parallel == "fsdp" and world.num_ranks > 1:
+        half = half_precision(config, device)
+        return fully_sharded(embedder, blocks, world, half_precision=half, by_node=t.by_node)
+    embedder.to(device)
+    return embedder if is_reproducible(config, device) else data_parallel(embedder, world, by_node=t.by_node)
+
+
+def evaluated(config: Config, embedder: Embedder, world: World, device: torch.device) -> nn.Module:
+    """What embeds while a run trains. Evaluation is in float32, unless the weights are sent in half precision."""
+    is_rounded = config.train.parallel == "fsdp" and world.num_ranks > 1 and half_precision(config, device)
+    return HalfPrecision(embedder) if is_rounded else embedder
+
+
+def is_reproducible(config: Config, device: torch.device) -> bool:
+    """Whether a run has the same bits at any number of ranks."""
+    if config.train.reproducible is None:
+        return device.type == "cpu" and config.train.parallel == "ddp" and not config.train.compile
+    return config.train.reproducible
 
 
 def half_precision(config: Config, device: torch.device) -> bool:
@@ -218,9 +266,9 @@ def build_stream(config: Config, index: Index, world: World, mine: Mine) -> Trai
 
 
 def build_eval_batches(config: Config, index: Index, split_name: str, world: World) -> Iterator[Batch]:
-    """This rank's share of a split, once."""
+    """This rank's share of a split, once; with empty batches at the end where a model in shards needs them."""
     split = index.split(split_name)
-    return eval_batches(
+    batches = eval_batches(
         split,
         Recipe(build_decoder(config, index), config.data.eval_transform.build()),
         batch_size=config.evaluation.batch_size,
@@ -229,6 +277,7 @@ def build_eval_batches(config: Config, index: Index, split_name: str, world: Wor
         num_workers=config.data.loader_threads,
         max_skipped=_most_skipped(config, split),
     )
+    return equal_batches(batches, world) if config.train.parallel == "fsdp" else batches
 
 
 def _most_skipped(config: Config, split: Index) -> int:

@@ -58,13 +58,34 @@ def check_cheap(config: Config) -> None:
     Raises:
         ModelError: an unknown backbone, or options it refuses.
         FaissMissingError: no faiss is installed.
-        LaunchError: a loss that cannot work with a memory or with class sampling, or GPU options without a GPU.
+        LaunchError: a loss that cannot work with a memory or with class sampling, GPU options without a GPU, or ways
+            of training that exclude each other.
     """
     require_faiss()
     build_embedder(config)
     check_terms(config)
+    check_parallel(config)
     if config.model.batch_norm == "sync" and config.resources.device == "cpu":
         raise LaunchError("model.batch_norm=sync needs GPUs; use frozen or local with resources.device=cpu")
+
+
+def check_parallel(config: Config) -> None:
+    """Whether the ways of training go together.
+
+    Raises:
+        LaunchError: names the keys.
+    """
+    t = config.train
+    if t.parallel == "fsdp" and t.reproducible:
+        raise LaunchError(
+            "train.reproducible=true needs the whole backbone on every worker, but train.parallel=fsdp keeps a part "
+            "on each: leave train.reproducible out, or set train.parallel=ddp"
+        )
+    if t.compile and t.reproducible:
+        raise LaunchError(
+            "train.reproducible=true and train.compile=true exclude each other: what is compiled may round otherwise "
+            "from one run to the next; leave one of them out"
+        )
 
 
 def check_terms(config: Config) -> None:

@@ -62,15 +62,16 @@ class Training:
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
         check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
-        self._embedder: Embedder = build.build_embedder(self._config).to(device)
+        self._embedder: Embedder = build.build_embedder(self._config)
         objective = build.build_objective(self._config, self._index.num_classes, world).to(device)
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
+        self._evaluated = build.evaluated(self._config, self._embedder, world, device)
         self._evaluator = Evaluator(self._config, self._index, world, device)
         self._tracker = self._open_tracker()
         self._miner = Miner(
             task,
             self._index,
-            self._embedder,
+            self._evaluated,
             world,
             device,
             say=lambda message: self._say(message=message),
@@ -103,7 +104,7 @@ class Training:
     def _finish(self, step: int) -> dict[str, Any]:
         average_buffers(self._embedder, self._world)
         everything = self._config.evaluation.report
-        final = self._evaluator.finish(self._embedder, everything=everything)
+        final = self._evaluator.finish(self._evaluated, everything=everything)
         self._tell(step, final.measured.metrics)
         self._tracker.log_metrics(final.logged(self._split), step)
         result = final.result()
@@ -138,10 +139,10 @@ class Training:
 
     @torch.no_grad()
     def _train_embeddings(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self._embedder.eval()
+        self._evaluated.eval()
         for batch in build.build_eval_batches(self._config, self._index, self._config.data.train_split, self._world):
             here = batch.to(self._device)
-            yield self._embedder(here.images), here.labels
+            yield self._evaluated(here.images), here.labels
 
     def _tensors(self) -> dict[str, Tensor]:
         return tensors(self._embedder, self._trainee.objective, self._trainee.optimizer, self._world)
@@ -174,7 +175,7 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         average_buffers(self._embedder, self._world)
-        self._tell(step, self._evaluator.model(self._embedder)[0])
+        self._tell(step, self._evaluator.model(self._evaluated)[0])
 
     def _tell(self, step: int, metrics: dict[str, float]) -> None:
         # Counts do not change from step to step: they would only be flat charts.

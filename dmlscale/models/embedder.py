@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from dmlscale.models.checkpointing import buffers_kept
+
 ViewPooling = Literal["max", "mean"]
 
 
@@ -42,11 +44,24 @@ class Embedder(nn.Module):
         self.head = nn.Linear(num_features, embedding_dim)
         self.normalize = normalize
         self._view_pooling = view_pooling
+        # Such layers add up the samples of all ranks, and know what to do with none.
+        self._is_synchronized = any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, channels, h, w), objects of v views (b, v, channels, h, w), or vectors (b, n) -> (b, d)."""
+        """(b, channels, h, w), objects of v views (b, v, channels, h, w), or vectors (b, n) -> (b, d); b may be 0."""
+        if not len(images) and not self._is_synchronized:
+            return self._of_nothing(images)
         embeddings: Tensor = self.head(self._features(images))
         return normalize(embeddings, dim=1) if self.normalize else embeddings
+
+    def _of_nothing(self, images: Tensor) -> Tensor:
+        """(0, ...) -> (0, d) by a pass of two samples of zeros, as some networks refuse none.
+
+        All layers are passed, so that ranks which meet in each of them meet, and all gradients are zero. Running
+        statistics stay as they are.
+        """
+        with buffers_kept(self):
+            return self.forward(images.new_zeros(2, *images.shape[1:]))[:0]
 
     def _features(self, images: Tensor) -> Tensor:
         if images.dim() == 5:  # the views of all objects pass through the backbone as one batch

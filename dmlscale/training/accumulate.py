@@ -16,7 +16,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from dmlscale.distributed.collectives import max_over_ranks
+from dmlscale.distributed.fully_sharded import needs_all_ranks
 from dmlscale.distributed.world import World
+from dmlscale.models.checkpointing import buffers_kept
 from dmlscale.training.passes import Forward, Part
 from dmlscale.training.reproducible import LossOf, Pull, add_exactly, loss_in_float64
 
@@ -43,9 +46,13 @@ def backward_in_two_passes(
     Returns:
         () loss, and terms by name.
 
-    Communication: that of the losses once; gradients of the model once, after the last part.
+    Communication: that of the losses once; gradients of the model once, after the last part. Of a model in shards
+    both passes of each part fetch it, and its gradients are summed after each part: kept until the last one, they
+    would be whole on every rank.
     """
-    with torch.no_grad(), _buffers_kept(model):
+    if needs_all_ranks(model):
+        parts = [_as_many_everywhere([part for group in parts for part in group], world)]
+    with torch.no_grad(), buffers_kept(model):
         embeddings = [[forward(part) for part in group] for group in parts]
     if reproducible:
         loss, terms, upstream = loss_in_float64(embeddings, loss_of)
@@ -83,12 +90,8 @@ def _not_yet(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics move in the second pass only."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+def _as_many_everywhere(parts: Sequence[Part], world: World) -> list[Part]:
+    """The parts, and empty ones where other ranks have more."""
+    last = parts[-1]
+    most = max_over_ranks(torch.tensor(len(parts), device=last.images.device), world)
+    return [*parts, *[last._replace(images=last.images[:0])] * (int(most) - len(parts))]

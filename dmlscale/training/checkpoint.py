@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dmlscale.distributed.collectives import max_over_ranks
+from dmlscale.distributed.collectives import collective_device, max_over_ranks
 from dmlscale.distributed.world import World
 from dmlscale.training.state import Record
 
@@ -138,10 +138,9 @@ def latest(folder: Path) -> Path | None:
 
 def _rank_0_says(number: int, world: World) -> int:
     """Rank 0's number, on every rank."""
-    on_gpu = world.num_ranks > 1 and dist.get_backend(world.group) == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     lowest = -(2**53)
-    said = torch.tensor([float(number if world.rank == 0 else lowest)], dtype=torch.float64, device=device)
+    number = number if world.rank == 0 else lowest
+    said = torch.tensor([float(number)], dtype=torch.float64, device=collective_device(world))
     return int(max_over_ranks(said, world))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dmlscale.data.loader import Position, TrainStream
 from dmlscale.distributed.collectives import max_over_ranks
+from dmlscale.distributed.fully_sharded import held_here
 from dmlscale.training.step import Trainee, train_step
 
 # Steps between two looks at whether a stop was asked for; all ranks must learn of it at the same step.
@@ -106,9 +107,9 @@ def _finite(loss: torch.Tensor, step: int) -> float:
 
 
 def _require_finite_parameters(trainee: Trainee, step: int, device: torch.device) -> None:
-    """On all ranks alike: banks differ, and a rank that raised alone would leave the others waiting."""
+    """On all ranks alike: banks and shards differ, and a rank that raised alone would leave the others waiting."""
     parameters = [*trainee.model.parameters(), *trainee.objective.parameters()]
-    broken = any(not bool(torch.isfinite(p).all()) for p in parameters)
+    broken = any(not bool(torch.isfinite(held_here(p)).all()) for p in parameters)
     if _any_rank(broken, trainee, device):
         raise DivergedError(f"a parameter is not finite at step {step}: lower the learning rates")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
 from dmlscale.distributed.collectives import sum_over_ranks
+from dmlscale.distributed.fully_sharded import held_here, sum_over_shards
 from dmlscale.distributed.world import World
 from dmlscale.models.embedder import Embedder
 from dmlscale.training.objective import Objective
@@ -134,13 +135,14 @@ def set_learning_rates(optimizer: Optimizers, factor: float) -> None:
 
 
 def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, world: World) -> None:
-    """Clips the norm of the whole gradient: the embedder's, equal on all ranks, and all ranks' banks together.
+    """Clips the norm of the whole gradient: the embedder's, equal on all ranks or in shards, and all ranks' banks.
 
-    Communication: one all-reduce of a scalar if there is a bank.
+    Communication: one all-reduce of a scalar if there is a bank, and one if the embedder is in shards.
     """
-    shared = [_values(p) for p in embedder.parameters() if p.grad is not None]
+    with_gradient = [p for p in embedder.parameters() if p.grad is not None]
+    shared = [_values(p) for p in with_gradient]
     sharded = [_values(p) for p in objective.parameters() if p.grad is not None]
-    square = torch.stack([g.double().square().sum() for g in shared]).sum()
+    square = sum_over_shards(torch.stack([g.double().square().sum() for g in shared]).sum(), with_gradient[0])
     if objective.banks():
         nothing = square.new_zeros(())
         local = torch.stack([nothing, *(g.double().square().sum() for g in sharded)]).sum()
@@ -155,7 +157,7 @@ def _values(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None
     if not gradient.is_sparse:
-        return gradient
+        return held_here(gradient)
     parameter.grad = gradient.coalesce()
     values: Tensor = parameter.grad.values()
     return values

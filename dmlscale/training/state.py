@@ -44,7 +44,7 @@ def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizers | N
     """Every tensor of a run under its name, sharing memory with the run: saving reads it, loading fills it.
 
     Class banks, their optimizer state and cross-batch memories are DTensors cut along the global class id or slot, so
-    that another number of ranks can load them; all others are the same on every rank.
+    that another number of ranks can load them. So is a model in shards; else it is the same on every rank.
     """
     lengths = _global_lengths(objective)
     shard = _sharder(world)

@@ -21,7 +21,7 @@ from dmlscale.training.reproducible import backward_by_stream
 class Trainee:
     """What a step changes, and the rules of the change."""
 
-    model: nn.Module  # sums its gradients over ranks (distributed/wrap.py), unless reproducible does
+    model: nn.Module  # sums its gradients over ranks (distributed/wrap.py, fully_sharded.py), unless reproducible does
     objective: Objective
     optimizer: Optimizers
     schedule: Schedule

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dmlscale.config.load import load_config
 from dmlscale.config.schema import Config
@@ -17,6 +18,7 @@ from dmlscale.data.index import Index
 from dmlscale.data.packing.pack import pack
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.storage.storage import Storage
+from dmlscale.launch.build import is_reproducible
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.preflight import check_cheap, check_data
 from tests.data.listed import Listed, item, mixed_items
@@ -40,6 +42,21 @@ from tests.data.listed import Listed, item, mixed_items
 def test_losses_that_cannot_are_named(losses: str, message: str) -> None:
     with pytest.raises(LaunchError, match=message):
         check_cheap(load_config("configs/quickstart.yaml", [f"losses={losses}"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.parallel=fsdp", "train.parallel=fsdp keeps a part"),
+        ("train.compile=true", "exclude each other"),
+    ],
+)
+def test_ways_of_training_that_are_not_reproducible_are_named(override: str, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        check_cheap(load_config("configs/quickstart.yaml", [override, "train.reproducible=true"]))
+    config = load_config("configs/quickstart.yaml", [override])
+    check_cheap(config)
+    assert not is_reproducible(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

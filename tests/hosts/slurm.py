@@ -36,7 +36,7 @@ class Slurm:
         hosts: that are up.
         folder: for configuration and logs, on the disk that the hosts share.
         cpus: that each node announces, whatever the machine has.
-        gpus: the same; announced without a device.
+        gpus: 0 or 1; announced with a device that is none.
     """
 
     def __init__(self, hosts: Hosts, folder: Path, *, cpus: int = 2, gpus: int = 0) -> None:
@@ -73,8 +73,6 @@ class Slurm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._daemons:
-            self.run(["scancel", "--state=RUNNING", "--user=root", "--full", "--signal=KILL"])
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -119,6 +117,15 @@ class Slurm:
             time.sleep(0.5)
         return job
 
+    def cancel_all(self) -> None:
+        """Cancels all jobs and waits until the nodes are free.
+
+        Raises:
+            RuntimeError: they are not in half a minute.
+        """
+        self.run(["scancel", "--user=root"])
+        self._until_idle()
+
     def _write_config(self) -> None:
         gres = f"Gres=gpu:{self._gpus}" if self._gpus else ""
         lines = [
@@ -149,7 +156,7 @@ class Slurm:
         ]
         self._config.write_text("\n".join(filter(None, lines)) + "\n")
         if self._gpus:
-            (self.logs / "gres.conf").write_text(f"Name=gpu Count={self._gpus}\n")
+            (self.logs / "gres.conf").write_text("AutoDetect=off\nName=gpu File=/dev/null\n")
         (self.logs / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
     def _daemon(self, host: str, program: str, *arguments: str) -> None:

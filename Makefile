@@ -1,3 +1,4 @@
+# make install      the command and what it needs, into .venv
 # make quickstart   install, render and pack the glyphs, train on 2 Ray workers, evaluate
 # make han          fetch Debian fonts, draw 23,000 Han characters, train on 21,000 of them
 # make tune         12 trials over losses and learning rates on the glyphs, then a comparison on the test split
@@ -7,14 +8,16 @@
 # make docs         renew the tables of docs/losses.md
 # make study        all losses on the glyphs, three seeds, two runs at a time: an hour and more
 # make benchmark    losses beside pytorch-metric-learning and the bare products; our reader beside webdataset; epoch plans;
-#                   exact evaluation beside a bare faiss search
+#                   exact evaluation beside a bare faiss search; sums by node on slow links (needs root)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Workers and test ranks set their own number of threads; more than one per rank only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart han tune test test-slow check format benchmark study docs clean
+.PHONY: install quickstart han tune test test-slow check format benchmark study docs clean
+
+install: $(VENV)/.run
 
 quickstart: $(VENV)/.run
 	$(BIN)/dmlscale train configs/quickstart.yaml
@@ -48,6 +51,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.reader
 	$(BIN)/python -m benchmarks.epoch_plan
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.node_links
 
 study: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.study --jobs 2

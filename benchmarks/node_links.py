@@ -82,30 +82,6 @@ def cases(world: World) -> list[Case]:
     sizes = gather_sizes(width, world, local.device)
     whole = torch.randn(sum(sizes), DIM)
 
-    def gradients(by_node: bool) -> Work:
-        model = data_parallel(Weights(), world, by_node=by_node)
-        inputs = torch.full((1,), float(world.rank))
-
-        def backward() -> Tensor:
-            model.zero_grad()
-            model(inputs).backward()
-            return torch.cat([parameter.grad[:1] for parameter in model.parameters() if parameter.grad is not None])
-
-        return backward
-
-    def summed(size: int, by_node: bool) -> Work:
-        tensor = torch.full((size,), float(world.rank), dtype=torch.float64)
-
-        def run() -> Tensor:
-            total = tensor.clone()
-            if by_node:
-                sum_by_node(total, groups)
-            else:
-                dist.all_reduce(total)
-            return total[:1]
-
-        return run
-
     def scattered() -> Tensor:
         kept = torch.empty_like(local)
         dist.reduce_scatter_tensor(kept, whole)
@@ -113,12 +89,12 @@ def cases(world: World) -> list[Case]:
 
     num_parameters = sum(SIZES)
     return [
-        Case("gradients, DDP, float32", 4 * num_parameters, gradients(False), gradients(True), 2),
+        Case("gradients, DDP, float32", 4 * num_parameters, gradients(world, False), gradients(world, True), 2),
         Case(
             "gradients, reproducible, float64",
             8 * num_parameters,
-            summed(num_parameters, False),
-            summed(num_parameters, True),
+            summed(num_parameters, world, None),
+            summed(num_parameters, world, groups),
             2,
         ),
         Case(
@@ -135,9 +111,37 @@ def cases(world: World) -> list[Case]:
             lambda: scatter_sum_by_node(whole, sizes, groups),
             1,
         ),
-        Case(f"{BATCH} numbers, float64", 8 * BATCH, summed(BATCH, False), summed(BATCH, True), 2),
-        Case("one number", 8, summed(1, False), summed(1, True), 2),
+        Case(f"{BATCH} numbers, float64", 8 * BATCH, summed(BATCH, world, None), summed(BATCH, world, groups), 2),
+        Case("one number", 8, summed(1, world, None), summed(1, world, groups), 2),
     ]
+
+
+def gradients(world: World, by_node: bool) -> Work:
+    """A backward pass of `Weights`; its result is one gradient of each tensor."""
+    model = data_parallel(Weights(), world, by_node=by_node)
+    inputs = torch.full((1,), float(world.rank))
+
+    def backward() -> Tensor:
+        model.zero_grad()
+        model(inputs).backward()
+        return torch.cat([parameter.grad[:1] for parameter in model.parameters() if parameter.grad is not None])
+
+    return backward
+
+
+def summed(size: int, world: World, groups: NodeGroups | None) -> Work:
+    """A sum of so many numbers in float64, by node where there are groups; its result is one of them."""
+    tensor = torch.full((size,), float(world.rank), dtype=torch.float64)
+
+    def run() -> Tensor:
+        total = tensor.clone()
+        if groups is None:
+            dist.all_reduce(total)
+        else:
+            sum_by_node(total, groups)
+        return total[:1]
+
+    return run
 
 
 # Tensors of a ResNet-18 with a head of 128, roughly as it holds them: 11.2 million numbers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 # A name with one of these words in it, as db_password or AWS_SECRET_ACCESS_KEY.
@@ -17,13 +17,15 @@ _SECRET_ENDS = (
     *("password", "passwd", "apikey", "accesskey", "secretkey", "privatekey", "accountkey", "authtoken"),
     *("accesstoken", "sastoken", "sessiontoken", "refreshtoken", "connectionstring", "clientsecret"),
 )
-# What makes a secret of the word "key", and of "token" none: those of networks and of texts.
+# What makes a secret of the word "pass", also of "key", and of "token" none: those of networks and of texts.
+_WHOSE_PASS = frozenset({"", "user", "db", "database", "ftp", "proxy", "admin", "root"})
 _KINDS_OF_SECRET_KEY = frozenset(
     {"api", "access", "private", "secret", "account", "signing", "encryption", "ssh", "ssl", "tls", "shared", "auth"}
     | {"service", "deploy", "master", "customer", "hmac", "aes", "license"}
 )
 _KINDS_OF_PLAIN_TOKEN = frozenset(
     {"class", "cls", "reg", "register", "dist", "distill", "mask", "pad", "patch", "per", "num", "max", "pos"}
+    | {"layers", "mix", "prefix", "bos", "eos", "sep", "unk"}
 )
 # A name that ends with one of these is of something about a secret: private_key_path, token_length.
 _ABOUT = frozenset(
@@ -47,9 +49,11 @@ def is_secret_name(name: str) -> bool:
     Args:
         name: of a config key (the last part of a dotted one), of an environment variable, or of a header.
     """
-    words = [word.lower() for word in _WORD_ENDS.split(name) if word]
+    words = [word.lower().rstrip("0123456789") for word in _WORD_ENDS.split(name) if word]
+    words = [word for word in words if word]
     if not words or words[-1] in _ABOUT:
         return False
+    words = [word.removesuffix("s") if word.endswith(("keys", "passwords")) else word for word in words]
     if any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDS) for word in words):
         return True
     pairs = list(zip(["", *words], words, strict=False))
@@ -58,7 +62,11 @@ def is_secret_name(name: str) -> bool:
     if any(pair in (("connection", "string"), ("conn", "string"), ("conn", "str")) for pair in pairs):
         return True
     before, last = pairs[-1]
-    return (last == "token" and before not in _KINDS_OF_PLAIN_TOKEN) or (last == "pwd" and before != "")
+    if last == "pass":
+        return before in _WHOSE_PASS
+    if last == "token":
+        return before not in _KINDS_OF_PLAIN_TOKEN
+    return words == ["auth"] or (last == "pwd" and before != "")
 
 
 def secret_in_url(url: str) -> bool:
@@ -85,8 +93,17 @@ def shown(text: str) -> str:
 
 def without(text: str, secrets: Iterable[str]) -> str:
     """A text of somebody else, as `shown`, and without the values that are known to be secret."""
-    forms = {form for value in secrets for form in (value, value.strip(), repr(value)[1:-1])}
-    for secret in sorted(forms, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_HIDDEN:
-            text = text.replace(secret, _HIDDEN)
+    for form in _forms(secrets):
+        text = text.replace(form, _HIDDEN)
     return shown(text)
+
+
+def tells(text: str, secrets: Iterable[str]) -> bool:
+    """Whether a text holds one of the values that are known to be secret."""
+    return any(form in text for form in _forms(secrets))
+
+
+def _forms(secrets: Iterable[str]) -> list[str]:
+    """As texts hold the values: as they are, without blanks around, as in Python, as in a URL; the longest first."""
+    forms = {form for value in secrets for form in (value, value.strip(), repr(value)[1:-1], quote(value, safe=""))}
+    return sorted((form for form in forms if len(form) >= _SHORTEST_HIDDEN), key=len, reverse=True)

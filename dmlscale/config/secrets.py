@@ -11,6 +11,7 @@ from typing import Any
 
 from dmlscale.data.storage.references import is_reference
 from dmlscale.redaction import is_secret_name, secret_in_url
+from dmlscale.tracking.store import sign_in
 
 __all__ = ["is_secret_name", "literal_secrets", "secret_in_url", "secrets_in_text"]
 
@@ -73,7 +74,7 @@ def literal_secrets(values: Any, key: str = "") -> Iterator[str]:
             yield from literal_secrets(value, f"{key}.{number}")
     elif isinstance(values, str):
         if secret_in_url(values):
-            yield f"{key}: the URL holds a password or a signature; {_advice_for_url(key)}"
+            yield f"{key}: the URL holds a password or a signature; {_advice_for_url(key, values)}"
         elif kinds := secrets_in_text(values):
             yield f"{key}: holds a secret ({kinds[0]}); {_advice(key)}"
 
@@ -83,12 +84,16 @@ def _under_secret_name(value: Any, key: str) -> Iterator[str]:
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for name, inner in entries:
             yield from _under_secret_name(inner, f"{key}.{name}")
-    elif value is None or isinstance(value, bool) or value in ("", *_WAYS):
+    elif value is None or isinstance(value, bool) or value in ("", *_WAYS) or _is_count(key, value):
         return
     elif not is_reference(value):
         yield f"{key}: is a secret by its name and must not stand in a config; {_advice(key)}"
     elif not _takes_references(key):
         yield f"{key}: only data.storage_options takes references to the environment; {_advice(key)}"
+
+
+def _is_count(key: str, value: Any) -> bool:
+    return isinstance(value, int | float) and key.lower().endswith("token")  # of texts or images, as in timm's options
 
 
 def _takes_references(key: str) -> bool:
@@ -101,10 +106,9 @@ def _advice(key: str) -> str:
     return "leave it to the environment, where the library or the service's own tools look for it"
 
 
-def _advice_for_url(key: str) -> str:
-    last = key.rpartition(".")[2]
-    if "tracking" in key.split(".") or last == "uri":
-        return "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+def _advice_for_url(key: str, url: str) -> str:
+    if key.endswith("tracking.uri"):
+        return f"leave it out and {sign_in(url)}"
     return "leave it out and give the credentials by the environment, or by data.storage_options with env:NAME"
 
 

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from dmlscale.distributed.node_groups import node_mesh
+from dmlscale.distributed.node_groups import grouped_by_node, node_mesh
 from dmlscale.distributed.world import World
 
 
@@ -46,6 +46,7 @@ def fully_sharded(
             and convolutions) are then rounded before they are sent; all others, and the sums of gradients, stay in
             float32, so the numbers are those of `wrap`.
         by_node: cut over the ranks of a node, and hold the same on each node: what is fetched stays within the node.
+            Without effect where a node has one rank, which would hold the whole.
         node: of this rank, see `node_mesh`.
 
     Raises:
@@ -58,6 +59,7 @@ def fully_sharded(
         return model
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP cuts nothing else
+    by_node = by_node and grouped_by_node(world, node).nodes is not None
     options: dict[str, Any] = {"mesh": node_mesh(world, node) if by_node else _flat_mesh(world)}
     if half_precision:
         options["mp_policy"] = _rounded_as_autocast_does(model)
@@ -72,8 +74,8 @@ def fully_sharded(
 
 
 def needs_all_ranks(model: nn.Module) -> bool:
-    """Whether each pass of the model is a collective."""
-    return isinstance(model, FSDPModule)
+    """Whether each training pass of the model is a collective: it is in shards, or its batch norm is synchronized."""
+    return any(isinstance(module, FSDPModule | nn.SyncBatchNorm) for module in model.modules())
 
 
 def held_here(tensor: Tensor) -> Tensor:

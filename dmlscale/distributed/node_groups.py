@@ -48,8 +48,8 @@ class NodeGroups:
             world: two ranks or more.
             node: what tells this rank's node from others; None finds it out (`node_identity`).
 
-        Communication: one all-gather of a short text by rank, and two new process groups. Only on the first call, or
-        when ``node`` is given.
+        Communication: all-gathers of a short text and of a number by rank, and two new process groups. Only on the
+        first call, or when ``node`` is given.
         """
         if node is not None:
             return cls._make(world, _ranks_by_node(world, node))
@@ -85,6 +85,7 @@ class NodeGroups:
     def _make(cls, world: World, nodes: tuple[tuple[int, ...], ...]) -> NodeGroups:
         node = next(n for n, ranks in enumerate(nodes) if world.rank in ranks)
         place = nodes[node].index(world.rank)
+        _make_counts_equal(world)
         within = _group(world, nodes[node])
         if len({len(ranks) for ranks in nodes}) == 1 or place == 0:
             between: dist.ProcessGroup | None = _group(world, [ranks[place] for ranks in nodes])
@@ -163,6 +164,17 @@ def _group(world: World, ranks: Sequence[int]) -> dist.ProcessGroup:
     made = dist.new_group(_global_ranks(world, ranks), use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)  # this rank is among them
     return made
+
+
+def _make_counts_equal(world: World) -> None:
+    """Torch names a group by how many its process has made; members with different counts wait for each other forever.
+
+    They differ where only some ranks made groups before, as those of a smaller world do.
+    """
+    counts = [0] * world.num_ranks
+    dist.all_gather_object(counts, dist.get_pg_count(), group=world.group)
+    for _ in range(max(counts) - counts[world.rank]):
+        _group(world, [world.rank])  # for nothing
 
 
 def _global_ranks(world: World, ranks: Sequence[int]) -> list[int]:

@@ -158,12 +158,13 @@ def build_parallel(config: Config, embedder: Embedder, world: World, device: tor
         ValueError: fsdp with train.by_node, and nodes have different numbers of workers.
     """
     t = config.train
-    blocks = find_blocks(embedder.backbone)
+    is_sharded = t.parallel == "fsdp" and world.num_ranks > 1
+    blocks = find_blocks(embedder.backbone) if t.compile or t.activation_checkpointing or is_sharded else []
     if t.compile:
         compile_blocks(blocks)
     if t.activation_checkpointing:
         recompute_activations(blocks)
-    if t.parallel == "fsdp" and world.num_ranks > 1:
+    if is_sharded:
         half = half_precision(config, device)
         return fully_sharded(embedder, blocks, world, half_precision=half, by_node=t.by_node)
     embedder.to(device)

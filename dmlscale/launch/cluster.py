@@ -16,6 +16,8 @@ from dmlscale.launch.errors import LaunchError
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
+# What it leaves in the environment of this process, some of it by Ray.
+_OF_OWN_CLUSTER = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 # Set before Ray starts, for it and for its workers.
 ENVIRONMENT = {
@@ -42,7 +44,7 @@ def check_resources(resources: ResourcesConfig) -> None:
 
 def starts_own_cluster(resources: ResourcesConfig) -> bool:
     """Whether there is no cluster to use."""
-    return resources.address is None and "RAY_ADDRESS" not in os.environ
+    return resources.address is None and not os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -62,11 +64,15 @@ def ray_cluster(resources: ResourcesConfig, *, with_dashboard: bool = False) -> 
     if ray.is_initialized():
         yield
         return
-    _connect(resources, with_dashboard)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    closing: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if starts_own_cluster(resources):
+        closing = _closed_to_others()
+    with closing as closed:
+        _connect(resources, with_dashboard, closed)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def require(resources: ResourcesConfig, available: Mapping[str, float], where: str) -> None:
@@ -119,23 +125,37 @@ def _closed_to_others() -> Iterator[dict[str, Any]]:
     Whoever reaches Ray's ports can run code, so they listen on loopback and ask for a token.
 
     Ray would take the machine's own address in the place of loopback, unless it is told that this is no machine for
-    clusters, which it takes macOS and Windows for. The token is a new one for each process, in its environment alone:
-    Ray would write one to the user's home, and every cluster started on the machine from then on would ask for that.
-    RAY_AUTH_MODE is not set here: for a new cluster tokens are Ray's default, and Ray may have been imported already,
-    after which it does not look at that variable again. What the user has set there counts.
+    clusters, which it takes macOS and Windows for. The token is a new one for each cluster, in the environment of this
+    process and its children alone: Ray would write one to the user's home, and every cluster started on the machine
+    from then on would ask for that. RAY_AUTH_MODE is not set here: for a new cluster tokens are Ray's default, and Ray
+    may have been imported already, after which it does not look at that variable again. What the user has set there
+    counts. Afterwards all is as it was: with this token the process could enter no other cluster.
     """
     from ray._private import ray_constants
 
+    before = {name: os.environ.get(name) for name in (*_OF_OWN_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)}
+    allowed = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for collectives in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(collectives, _LOOPBACK_INTERFACE)
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield {"_node_ip_address": _LOOPBACK, "dashboard_host": _LOOPBACK}
-    finally:  # this process may use the cluster of others later
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[name]
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _forget_token() -> None:
+    """Lets Ray look at the environment again for a token and for whether there must be one: it does so once only."""
+    from ray import _raylet as compiled
+
+    compiled.Config.initialize("")  # type: ignore[attr-defined]  # its stub leaves out both
+    compiled.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
 def _known_address() -> dict[str, Any]:
@@ -152,24 +172,23 @@ def _known_address() -> dict[str, Any]:
     return {"runtime_env": environment}
 
 
-def _connect(resources: ResourcesConfig, with_dashboard: bool) -> None:
+def _connect(resources: ResourcesConfig, with_dashboard: bool, closed: Mapping[str, Any]) -> None:
     import ray
 
     # What workers have to say comes through the run's progress file; their own output stays in Ray's logs.
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if starts_own_cluster(resources):
-        settings |= {"include_dashboard": with_dashboard, "num_cpus": len(os.sched_getaffinity(0))}
+        # Said in so many words: else Ray would take a cluster that somebody has started on this machine.
+        settings |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": with_dashboard}
         if with_dashboard:
             settings |= _known_address()
     else:
         settings |= {"address": resources.address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
-    closing: AbstractContextManager[dict[str, Any]] = nullcontext({})
-    if starts_own_cluster(resources):
-        closing = _closed_to_others()
+    _forget_token()
     try:
-        with closing as closed:
-            ray.init(**settings, **closed)
-        os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        ray.init(**settings, **closed)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         where = resources.address or os.environ.get("RAY_ADDRESS") or "on this machine"
         raise LaunchError(f"cannot use the Ray cluster {where}: {error}") from error
+    finally:
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone

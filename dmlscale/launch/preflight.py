@@ -81,6 +81,11 @@ def check_parallel(config: Config) -> None:
             "train.reproducible=true needs the whole backbone on every worker, but train.parallel=fsdp keeps a part "
             "on each: leave train.reproducible out, or set train.parallel=ddp"
         )
+    if config.model.batch_norm == "sync" and t.reproducible:
+        raise LaunchError(
+            "train.reproducible=true and model.batch_norm=sync exclude each other: what passes the network together, "
+            "and with that its statistics, depends on the number of workers; leave one of them out"
+        )
     if t.compile and t.reproducible:
         raise LaunchError(
             "train.reproducible=true and train.compile=true exclude each other: what is compiled may round otherwise "

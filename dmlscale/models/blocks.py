@@ -31,7 +31,10 @@ def _named_by_timm(net: nn.Module) -> list[nn.Module]:
     matcher: Any = getattr(net, "group_matcher", None)
     if matcher is None:
         return []
-    patterns = matcher(coarse=False).get("blocks") or ()
+    groups = matcher(coarse=False)
+    if not isinstance(groups, dict):  # a function from a parameter's name to a depth (Inception-v3, CaiT)
+        return []
+    patterns = groups.get("blocks") or ()
     # One pattern, or pairs of a pattern and what orders it. One without a number is no block but a norm at the end.
     patterns = [patterns] if isinstance(patterns, str) else [pattern for pattern, _ in patterns]
     numbered = [pattern for pattern in map(re.compile, patterns) if pattern.groups]

@@ -40,7 +40,7 @@ def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> s
     scheme = urlsplit(uri).scheme
     if secret_in_url(uri):
         named = "tracking.uri" if explicit else "MLFLOW_TRACKING_URI"
-        raise StoreError(f"{named} {shown(uri)} holds a password: {_sign_in(uri)}, and leave it out of the address")
+        raise StoreError(f"{named} {shown(uri)} holds a password: {sign_in(uri)}, and leave it out of the address")
     if scheme in ("", "file"):
         raise StoreError(
             f"tracking uri {shown(uri)!r} is a folder; MLflow keeps runs in a database: "
@@ -50,7 +50,7 @@ def resolve_uri(explicit: str | None = None, *, folder: Path | None = None) -> s
     return uri if path is None else f"sqlite:///{path}"
 
 
-def _sign_in(uri: str) -> str:
+def sign_in(uri: str) -> str:
     """Where a password belongs that is not in the address."""
     if is_server(uri):
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

@@ -48,7 +48,8 @@ def backward_in_two_passes(
 
     Communication: that of the losses once; gradients of the model once, after the last part. Of a model in shards
     both passes of each part fetch it, and its gradients are summed after each part: kept until the last one, they
-    would be whole on every rank.
+    would be whole on every rank. Where passes are collectives (`needs_all_ranks`), ranks with fewer parts add empty
+    ones.
     """
     if needs_all_ranks(model):
         parts = [_as_many_everywhere([part for group in parts for part in group], world)]

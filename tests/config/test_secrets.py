@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlscale.config.load import ConfigError, check_config, load_config, override_values, set_value
-from dmlscale.config.secrets import is_secret_name, secret_in_url, secrets_in_text
+from dmlscale.config.secrets import is_secret_name, literal_secrets, secret_in_url, secrets_in_text
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage.references import resolved
 from dmlscale.data.storage.storage import Storage
@@ -29,10 +29,11 @@ SMALL = {"data": {"path": "data/x"}, "losses": [{"name": "triplet"}], "train": {
 SECRET_NAMES = """token hf_token HF_TOKEN AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID aws_session_token AWSSecretKey secret
 password db_password dbpassword db_passwd DB_PWD MLFLOW_TRACKING_PASSWORD api_key apiKey myapikey WANDB_API_KEY
 AccountKey account_key connection_string AZURE_STORAGE_CONNECTION_STRING sas_token private_key credential credentials
-client_secret Authorization SSECustomerKey X-Amz-Security-Token cookie passphrase"""
+client_secret Authorization SSECustomerKey X-Amz-Security-Token cookie passphrase pass db_pass passwords
+password2 api_keys token2 auth"""
 PLAIN_NAMES = """key keys tokenizer samples_per_key class_token reg_tokens num_tokens max_tokens PWD OLDPWD label_key
 private_key_path token_length cache_folder keep_checkpoints MLFLOW_TRACKING_URI two_pass compass secretary basic monkey
-embedding_dim bank_lr author authority MASTER_PORT password_file key_column"""
+embedding_dim bank_lr author authority MASTER_PORT password_file key_column block_layers_token use_mix_token"""
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES.split())
@@ -192,6 +193,17 @@ def test_references_and_ways_to_sign_in_are_taken(value: object) -> None:
     assert config.data.storage_options == {"token": value}
 
 
+def test_a_count_of_tokens_is_no_secret_and_a_number_as_password_is_one() -> None:
+    assert list(literal_secrets({"model": {"options": {"fusion_token": 2}}})) == []
+    assert [line.partition(":")[0] for line in literal_secrets({"db": {"password": 1234567}})] == ["db.password"]
+
+
+def test_the_advice_for_a_database_is_not_that_for_a_server() -> None:
+    (line,) = literal_secrets({"tracking": {"uri": "postgresql://me:hunter22@host/mlflow"}})
+    assert "PGPASSWORD" in line
+    assert "MLFLOW_TRACKING_PASSWORD" not in line
+
+
 def test_references_stand_for_storage_options_alone() -> None:
     with pytest.raises(ConfigError, match=r"model.options.hf_token: only data.storage_options takes references"):
         check_config(SMALL | {"model": {"options": {"hf_token": "env:HF_TOKEN"}}}, "small")
@@ -224,6 +236,10 @@ def test_an_error_that_tells_a_secret_is_cut_off() -> None:
         raise ValueError(f"Illegal header value b'Bearer {PLANTED}\\n'")
     assert failed.value.__cause__ is None
     assert failed.value.__suppress_context__
+    # What a variable has around it does not stand in the error.
+    with pytest.raises(DataError) as failed, clear_errors("s3://b", [f"{PLANTED}\n"]):
+        raise ValueError(f"wrong {PLANTED}")
+    assert failed.value.__cause__ is None
     with pytest.raises(DataError) as failed, clear_errors("s3://b", [PLANTED]):
         raise ValueError("no secret")
     assert isinstance(failed.value.__cause__, ValueError)  # where it says nothing, it helps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # In a process of its own: what Ray reads of the environment it reads once. It is imported first, as by `dmlscale tune`.
@@ -28,6 +29,7 @@ with ray_cluster(ResourcesConfig(), with_dashboard=True):
             if connection.status == psutil.CONN_LISTEN:
                 print("listens", connection.laddr.ip, process.name())
 print("token", token)
+print("left", *(name for name in os.environ if "RAY_AUTH" in name or "SOCKET_IFNAME" in name or "RAY_GCS" in name))
 """
 VISITOR = """
 import sys
@@ -42,7 +44,12 @@ except Exception as error:
 def test_nothing_listens_outside_of_loopback_and_others_are_refused(tmp_path: Path) -> None:
     settings = {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
     command = [sys.executable, "-u", "-c", OWNER, VISITOR]
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=200)
+    with tempfile.TemporaryDirectory() as folder:  # a short path: names of sockets have few characters
+        # As `ray start` leaves it: a cluster of somebody else on this machine, which is not to be used.
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        settings["RAY_TMPDIR"] = folder
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     told = [line.split() for line in done.stdout.splitlines()]
     assert ["worker", "lo", "127.0.0.1"] in told
@@ -52,5 +59,7 @@ def test_nothing_listens_outside_of_loopback_and_others_are_refused(tmp_path: Pa
     listening = {(process, ip.removeprefix("::ffff:")) for kind, ip, process in (t for t in told if t[0] == "listens")}
     assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= {process for process, _ in listening}
     assert {ip for _, ip in listening} == {"127.0.0.1"}
+    # They would keep the process from entering another cluster, or its collectives from leaving this machine.
+    assert ["left"] in told
     (token,) = (values[1] for values in told if values[0] == "token")
     assert [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()] == []

@@ -44,6 +44,13 @@ def test_losses_that_cannot_are_named(losses: str, message: str) -> None:
         check_cheap(load_config("configs/quickstart.yaml", [f"losses={losses}"]))
 
 
+def test_statistics_over_ranks_are_not_reproducible() -> None:
+    values = ["model.batch_norm=sync", "resources.device=gpu", "train.reproducible=true"]
+    with pytest.raises(LaunchError, match=r"model\.batch_norm=sync exclude each other"):
+        check_cheap(load_config("configs/quickstart.yaml", values))
+    check_cheap(load_config("configs/quickstart.yaml", values[:-1]))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -37,6 +38,21 @@ def test_finds_the_blocks_of_a_family(name: str) -> None:
     assert len(inside) == len(set(inside))  # none within another
     held = sum(p.numel() for block in blocks for p in block.parameters())
     assert held > 0.85 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("cait_xxs24_224", 24), ("inception_v3", 1), ("inception_resnet_v2", 40)]
+)
+def test_finds_blocks_where_a_network_names_depths_but_no_blocks(name: str, at_least: int) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    blocks = find_blocks(net)
+    assert len(blocks) >= at_least
+    calls: Counter[int] = Counter()
+    for n, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, n=n: calls.update([n]))
+    net(torch.empty(2, *net.default_cfg["input_size"], device="meta"))
+    assert calls == Counter(range(len(blocks)))  # what no pass calls would not be fetched
 
 
 def test_finds_blocks_elsewhere() -> None:

@@ -163,6 +163,39 @@ def test_parts_as_large_as_a_group_have_the_bits_of_one_pass(gloo_pool: GlooPool
     agree(gloo_pool.run(1, run_rank, 100, reproducible, 0.4), wanted, exact=True)
 
 
+class CountedNorm(nn.SyncBatchNorm):
+    """Counts its training passes, each of which would be a collective on GPUs."""
+
+    passes = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.passes += 1
+        return input
+
+
+def count_passes(world: World, micro_batch: int, streams: dict[int, int]) -> tuple[int, Tensor]:
+    """Of a batch norm over ranks in one step, and this rank's part of the gradient."""
+    torch.manual_seed(0)
+    norm = CountedNorm(8)
+    embedder, objective = Embedder(nn.Sequential(nn.Linear(6, 8, bias=False), norm), 8, DIM), objective_of(world)
+    for parameter in norm.parameters():
+        parameter.requires_grad_(False)
+    images, labels, ids, mine = samples(world, streams)
+    optim = optimizer(embedder, objective, name="sgd", backbone_lr=0.1, head_lr=0.1, bank_lr=0.1, weight_decay=0.0)
+    rates = schedule("constant", total_steps=1)
+    # Not wrapped: DDP takes such layers on GPUs only.
+    trainee = Trainee(embedder, objective, optim, rates, world, micro_batch=micro_batch)
+    train_step(trainee, Batch(images, labels, ids, mine), 0)
+    return norm.passes, torch.cat([p.grad.flatten() for p in embedder.parameters() if p.grad is not None])
+
+
+def test_a_batch_norm_over_ranks_meets_them_in_every_part(gloo_pool: GlooPool) -> None:
+    ((_, wanted),) = gloo_pool.run(1, count_passes, 100, STREAMS)
+    found = gloo_pool.run(2, count_passes, 2, STREAMS)  # 9 and 4 samples
+    assert [passes for passes, _ in found] == [10, 10]
+    torch.testing.assert_close(found[0][1] + found[1][1], wanted, rtol=2e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_a_rank_without_samples(gloo_pool: GlooPool, micro_batch: int | None) -> None:
     streams = {0: 7, 1: 0}

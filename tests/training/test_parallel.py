@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from dmlscale.models.blocks import find_blocks
 from dmlscale.models.checkpointing import recompute_activations
 from dmlscale.models.compilation import compile_blocks
 from dmlscale.models.embedder import Embedder
+from dmlscale.training import checkpoint
 from dmlscale.training.optim import optimizer, schedule
+from dmlscale.training.state import Record, tensors
 from dmlscale.training.step import Trainee, train_step
 from tests.distributed.pool import GlooPool
 from tests.training.test_accumulate import DIM, STREAMS, objective_of, samples
@@ -194,6 +197,38 @@ def test_a_backbone_of_timm_in_shards_gives_the_numbers_of_a_whole_one(
     agree(shards, joined(whole_ones), 1e-4)
 
 
+def saved(world: World, way: Way, folder: Path) -> dict[str, Tensor]:
+    """All tensors of a run after a step, whole; they are also in the folder."""
+    embedder, objective = network(way), objective_of(world).to(way.dtype)
+    model = parallel(way, embedder, world)
+    rates: Any = {"backbone_lr": 0.03, "head_lr": 0.03, "bank_lr": 0.03, "weight_decay": 0.01}
+    optim = optimizer(embedder, objective, name="adamw", **rates)
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        trainee = Trainee(model, objective, optim, schedule("constant", total_steps=1), world)
+        images, labels, ids, mine = samples(world, way.streams)
+        train_step(trainee, Batch(images.to(way.dtype), labels, ids, mine), 0)
+        record = Record(1, {}, world.num_ranks, {}, {})
+        checkpoint.save(folder, tensors(embedder, objective, optim, world), record, world, keep=1)
+    else:
+        checkpoint.load(newest, tensors(embedder, objective, optim, world), world)
+    return {name: whole(tensor) for name, tensor in tensors(embedder, objective, optim, world).items()}
+
+
+@pytest.mark.parametrize(("before", "after"), [("aabb", "aaa"), ("aabb", "abab"), ("", "abab"), ("abab", "")])
+def test_checkpoints_of_shards_within_nodes_are_read_by_all(
+    gloo_pool: GlooPool, tmp_path: Path, before: str, after: str
+) -> None:
+    streams = {0: 5, 1: 4, 2: 4, 3: 1}
+    first, then = (
+        Way(parallel="fsdp" if nodes else "ddp", nodes=tuple(nodes), streams=streams) for nodes in (before, after)
+    )
+    written = gloo_pool.run(len(before) or 2, saved, first, tmp_path)
+    for rank in (*written, *gloo_pool.run(len(after) or 2, saved, then, tmp_path)):
+        assert rank.keys() == written[0].keys()
+        assert all(torch.equal(rank[name], written[0][name]) for name in rank)
+
+
 def held_bytes(world: World, way: Way) -> int:
     """Bytes of parameters and optimizer state on this rank after a step."""
     embedder, objective = network(way), objective_of(world)
@@ -205,8 +240,11 @@ def held_bytes(world: World, way: Way) -> int:
     return sum(held_here(t).nbytes for t in tensors)
 
 
-def test_two_ranks_hold_half_each(gloo_pool: GlooPool) -> None:
-    ways = [Way(parallel=parallel, network="resnet10t", dtype=torch.float32) for parallel in ("ddp", "fsdp")]
+@pytest.mark.parametrize("nodes", [(), ("a", "a"), ("a", "b")])
+def test_two_ranks_hold_half_each(gloo_pool: GlooPool, nodes: tuple[str, ...]) -> None:
+    """Also one on each node, where going by node would be to hold the whole on each."""
+    same: dict[str, Any] = {"network": "resnet10t", "dtype": torch.float32, "nodes": nodes}
+    ways = [Way(parallel=parallel, **same) for parallel in ("ddp", "fsdp")]
     whole_ones, shards = (gloo_pool.run(2, held_bytes, way) for way in ways)
     for rank in range(2):
         assert 0.49 < shards[rank] / whole_ones[rank] < 0.53

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dmlscale.data.errors import DataError
-from dmlscale.redaction import shown, without
+from dmlscale.redaction import shown, tells, without
 
 
 class MissingFileError(DataError):
@@ -62,7 +62,7 @@ def clear_errors(url: str, secrets: Sequence[str] = ()) -> Iterator[None]:
         cause = error
         if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and url.startswith("http"):
             cause = error.__cause__  # asked for a size, fsspec's http calls every failure "file not found"
-        has_leak = any(secret in f"{seen!r} {seen}" for seen in _chain(error) for secret in secrets if secret)
+        has_leak = any(tells(f"{seen!r} {seen}", secrets) for seen in _chain(error))
         raise _sorted(url, cause, secrets) from (None if has_leak else error)  # logs show what an error came from
 
 

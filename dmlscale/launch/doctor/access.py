@@ -60,14 +60,15 @@ def try_door(dashboard: str) -> Door:
         return "closed"
 
 
-def check_access(dashboard: str) -> list[Finding]:
+def check_access(dashboard: str, have: Credentials) -> list[Finding]:
     """Whether the dashboard is there, and who may use it.
 
     Args:
         dashboard: "host:port" as the cluster tells it; "" if it has none.
+        have: what this process had before it connected: Ray sets RAY_AUTH_MODE itself where it finds a token.
     """
     door: Door = try_door(dashboard) if dashboard else "closed"
-    return [*judge_dashboard(dashboard, door), *judge_credentials(look_for_credentials(), door)]
+    return [*judge_dashboard(dashboard, door), *judge_credentials(have, door)]
 
 
 def judge_dashboard(dashboard: str, door: Door) -> list[Finding]:
@@ -93,9 +94,15 @@ def judge_dashboard(dashboard: str, door: Door) -> list[Finding]:
 def judge_credentials(have: Credentials, door: Door) -> list[Finding]:
     """A finding from what this process has and what the cluster asks for."""
     if door == "locked":
-        if have.mode != "token":
-            what = f"the cluster asks for a token, RAY_AUTH_MODE here is {have.mode or 'not set'}"
+        if have.mode not in ("", "token"):
+            what = f"the cluster asks for a token, RAY_AUTH_MODE here is {have.mode}"
             return [Finding("", AUTHENTICATION, "fail", what, "set RAY_AUTH_MODE=token")]
+        if have.token and not have.mode:
+            what = f"the cluster asks for a token, and got that {have.token} only because its address is auto"
+            advice = (
+                "set RAY_AUTH_MODE=token: other addresses, `ray` and `dmlscale submit` do not look for it themselves"
+            )
+            return [Finding("", AUTHENTICATION, "warn", what, advice)]
         if not have.token:
             advice = "copy ~/.ray/auth_token of the head, readable for you alone"
             return [Finding("", AUTHENTICATION, "fail", "the cluster asks for a token, and there is none here", advice)]
@@ -112,7 +119,7 @@ def judge_no_connection(address: str, reason: str, have: Credentials) -> Finding
     mode = f"RAY_AUTH_MODE here is {have.mode or 'not set'}, a token is {have.token or 'not there'}"
     advice = (
         "see whether the cluster is up (`ray status --address ...` on its head), has the same Ray and Python as here, "
-        f"and asks for a token ({mode})"
+        f"and asks for a token, which needs RAY_AUTH_MODE=token here ({mode})"
     )
     return Finding("", "cluster", "fail", f"{address}: {reason}", advice)
 

@@ -15,6 +15,8 @@ CHECK = "resources"
 
 def judge_capacity(resources: ResourcesConfig, machines: Sequence[Machine]) -> list[Finding]:
     """A finding from what Ray announces, or from what this machine has where Ray is not running."""
+    if not machines:
+        return []  # none answered, which is a finding already
     announced = [machine.resources for machine in machines if machine.resources is not None]
     try:
         if not announced:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from dmlscale.config.load import load_config
 from dmlscale.config.schema import Config, ResourcesConfig
+from dmlscale.data.errors import DataError
 from dmlscale.data.layout import DESCRIPTION_FILE
 from dmlscale.data.storage.storage import Storage
 from dmlscale.launch.doctor import access, host_names
@@ -32,17 +32,16 @@ from dmlscale.launch.doctor.ring import check_ring
 from dmlscale.launch.doctor.shared_folder import check_shared_folder
 from dmlscale.launch.doctor.tracking import check_tracking
 from dmlscale.launch.errors import LaunchError
-from dmlscale.tracking.store import resolve_uri
+from dmlscale.tracking.store import StoreError, resolve_uri
 
 Check = Callable[[], list[Finding]]
 
 
-def doctor(config_file: str | None, overrides: Sequence[str], *, address: str | None, json_file: str | None) -> int:
+def doctor(config: Config | None, *, address: str | None, json_file: str | None) -> int:
     """Looks at this machine or at all nodes of a cluster, and shows what it finds.
 
     Args:
-        config_file: whose needs are checked too: folders, data, tracking, resources. None leaves them out.
-        overrides: ``key=value`` for the config.
+        config: whose needs are checked too: folders, data, tracking, resources. None leaves them out.
         address: of a Ray cluster; None takes that of the config, or RAY_ADDRESS, or else this machine alone.
         json_file: where to write the findings for machines.
 
@@ -50,17 +49,15 @@ def doctor(config_file: str | None, overrides: Sequence[str], *, address: str | 
         0 if nothing failed, 1 if something did.
 
     Raises:
-        ConfigError: there is something wrong with the config.
         LaunchError: the address is not that of a cluster, or the file cannot be written.
     """
-    config = None if config_file is None else load_config(config_file, overrides)
     if json_file and not os.access(Path(json_file).absolute().parent, os.W_OK):
         raise LaunchError(f"--json {json_file}: its folder does not exist or cannot be written")
-    where = address or (config.resources.address if config else None) or os.environ.get("RAY_ADDRESS")
+    name, where = _address(address, config)
     if where and "://" in where:
         raise LaunchError(
-            f"--address {where} is one for clients and jobs; doctor looks from a node of the cluster, with the address "
-            "of its head, as 10.0.0.1:6379 or auto"
+            f"{name} {where} is one for clients and jobs; doctor looks from a node of the cluster, with the address "
+            "of its head, as --address 10.0.0.1:6379 or --address auto"
         )
     console = Console()
     with console.status("looking ...") as status:
@@ -70,6 +67,15 @@ def doctor(config_file: str | None, overrides: Sequence[str], *, address: str | 
         content = {"passes": passes(found), "findings": [asdict(finding) for finding in found]}
         Path(json_file).write_text(json.dumps(content, indent=1) + "\n")
     return 0 if passes(found) else 1
+
+
+def _address(address: str | None, config: Config | None) -> tuple[str, str | None]:
+    """What names the cluster, and its address."""
+    if address:
+        return "--address", address
+    if config is not None and config.resources.address:
+        return "resources.address", config.resources.address
+    return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or None
 
 
 def examine(
@@ -85,16 +91,17 @@ def examine(
     if address is None:
         return _in_turn(_checks(ThisMachine(socket.gethostname()), config), say)
     say("the cluster")
+    have = access.look_for_credentials()
     refused = access.why_unreachable(address)
     if refused:
-        return [access.judge_no_connection(address, refused, access.look_for_credentials())]
+        return [access.judge_no_connection(address, refused, have)]
     try:
         with _connected(address) as (machines, dashboard):
             checks = _checks(machines, config)
-            return _in_turn({"access": lambda: access.check_access(dashboard), **checks}, say)
+            return _in_turn({"access": lambda: access.check_access(dashboard, have), **checks}, say)
     except Exception as error:  # Ray has many kinds: no such cluster, no token, another version
         reason = str(error) if isinstance(error, LaunchError) else in_short(error)
-        return [access.judge_no_connection(address, reason, access.look_for_credentials())]
+        return [access.judge_no_connection(address, reason, have)]
 
 
 @contextmanager
@@ -135,6 +142,8 @@ def _in_turn(checks: dict[str, Check], say: Callable[[str], None]) -> list[Findi
         say(name)
         try:
             found += check()
+        except (DataError, StoreError) as error:  # of the config or the environment; it says what to do
+            found.append(Finding("", name, "fail", str(error)))
         except Exception as error:  # one that breaks must not hide the others
             found.append(
                 Finding(

@@ -28,8 +28,10 @@ def test_nobody_there_is_a_warning_since_only_sweeps_and_jobs_need_it() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert [(f.check, f.status) for f in check_access(address) if f.check == "dashboard"] == [("dashboard", "warn")]
-    assert check_access("")[0].what == "the cluster has none"
+    assert [(f.check, f.status) for f in check_access(address, Credentials("", "")) if f.check == "dashboard"] == [
+        ("dashboard", "warn")
+    ]
+    assert check_access("", Credentials("", ""))[0].what == "the cluster has none"
 
 
 def test_an_open_door_on_the_network_is_a_warning_and_on_loopback_is_none() -> None:
@@ -45,7 +47,9 @@ def test_an_open_door_on_the_network_is_a_warning_and_on_loopback_is_none() -> N
     [
         (Credentials("token", "in /home/a/.ray/auth_token"), "locked", "ok"),
         (Credentials("token", ""), "locked", "fail"),
-        (Credentials("", "in /home/a/.ray/auth_token"), "locked", "fail"),
+        (Credentials("", ""), "locked", "fail"),
+        # Ray finds it where the address is auto, and only there.
+        (Credentials("", "in /home/a/.ray/auth_token"), "locked", "warn"),
         (Credentials("disabled", ""), "locked", "fail"),
         (Credentials("token", "in RAY_AUTH_TOKEN"), "open", "warn"),
         (Credentials("disabled", ""), "open", "ok"),

@@ -36,3 +36,7 @@ def test_without_ray_this_machine_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert judge_capacity(ResourcesConfig(workers=1), [Machine("here")])[0].status == "ok"
     (finding,) = judge_capacity(ResourcesConfig(workers=10**6), [Machine("here")])
     assert finding.status == "fail"
+
+
+def test_nothing_is_said_where_no_node_answers() -> None:
+    assert judge_capacity(ResourcesConfig(address="10.0.0.1:6379"), []) == []

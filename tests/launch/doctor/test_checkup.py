@@ -83,15 +83,46 @@ def test_a_cluster_that_is_not_there_is_one_finding_and_costs_no_minute(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--address", "http://10.0.0.1:8265"], "10.0.0.1:6379 or auto"),
-        (["--address", "ray://10.0.0.1:10001"], "10.0.0.1:6379 or auto"),
-        (["run.folder=/x"], "run.folder=/x"),
+        (["--address", "http://10.0.0.1:8265"], "--address 10.0.0.1:6379 or --address auto"),
+        (["--address", "ray://10.0.0.1:10001"], "--address 10.0.0.1:6379 or --address auto"),
+        (["run.folder=/x"], "dmlscale doctor configs/quickstart.yaml run.folder=/x"),
         (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
     ],
 )
 def test_what_is_asked_wrongly_is_refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *arguments]) == 2
     assert word in capsys.readouterr().err
+
+
+def test_the_variable_that_names_a_wrong_address_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    assert main(["doctor"]) == 2
+    assert "RAY_ADDRESS http://10.0.0.1:8265" in capsys.readouterr().err
+
+
+def test_of_a_sweep_it_looks_at_what_a_trial_needs(config_file: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        f"base: {config_file.name}\nset: {{resources.workers: 1}}\n"
+        "space: {optim.backbone_lr: {log_uniform: [1e-4, 1e-2]}}\n"
+    )
+    file = tmp_path / "findings.json"
+    assert main(["doctor", str(sweep), "base.resources.device=cpu", "--json", str(file)]) == 0
+    told = {finding["check"]: finding["what"] for finding in json.loads(file.read_text())["findings"]}
+    assert told["resources"] == "1 workers fit"
+    assert "run.folder" in told
+
+
+def test_what_is_wrong_with_a_store_is_no_fault_of_the_check(
+    config_file: Path,
+) -> None:
+    config = load_config(config_file, ["tracking.uri=file:///mlruns"])
+    (found,) = (finding for finding in examine(config, None) if finding.status == "fail")
+    assert found.check == "mlflow"
+    assert "write sqlite:///" in found.what
+    assert "report it" not in found.advice
 
 
 def test_a_look_that_hangs_is_given_up() -> None:

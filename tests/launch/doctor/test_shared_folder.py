@@ -52,13 +52,13 @@ def test_it_may_be_the_head(tmp_path: Path) -> None:
     ) == {"n0"}
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=5))
 def test_all_but_the_most_frequent_storage_fail(disks: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storages = {f"n{number}": Path(folder) / str(disk) for number, disk in enumerate(disks)}
         usual = max(disks, key=disks.count)
-        found = check_shared_folder(mounted(storages), "x", PLACE, wait_seconds=0.3)
+        found = check_shared_folder(mounted(storages), "x", PLACE, wait_seconds=0.1)
         assert failed(found) == {f"n{number}" for number, disk in enumerate(disks) if disk != usual}
 
 

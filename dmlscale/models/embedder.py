@@ -49,7 +49,8 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, channels, h, w), objects of v views (b, v, channels, h, w), or vectors (b, n) -> (b, d); b may be 0."""
-        if not len(images) and not self._is_synchronized:
+        # Not len(images): an exported network would be for that number of images alone.
+        if images.shape[0] == 0 and not self._is_synchronized:
             return self._of_nothing(images)
         embeddings: Tensor = self.head(self._features(images))
         return normalize(embeddings, dim=1) if self.normalize else embeddings

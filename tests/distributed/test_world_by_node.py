@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,7 +29,11 @@ def losses_and_gradients(world: World, layout: str | None) -> list[Tensor]:
     if layout is not None:
         world = grouped_by_node(world, layout[world.rank])
         assert world.nodes is not None
-    collectives.SMALLEST_BY_NODE = 0  # these tensors are small
+    with patch.object(collectives, "SMALLEST_BY_NODE", 0):  # these tensors are small
+        return _two_steps(world)
+
+
+def _two_steps(world: World) -> list[Tensor]:
     x = torch.randn(2, 21, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mine = slice(*[0, 4, 5, 12, 21][world.rank : world.rank + 2])
     found = []

@@ -39,8 +39,7 @@ FAST = {
 def test_memory_is_as_predicted(name: str) -> None:
     cell, num_ranks = FAST[name]
     real = measure(cell, num_ranks).peak
-    assert real > 1e8  # what libraries hold does not matter
-    assert predicted(cell, num_ranks).memory.peak == pytest.approx(real, rel=MOST_OFF)
+    assert predicted(cell, num_ranks)[1] == pytest.approx(real, rel=MOST_OFF)
 
 
 @pytest.mark.slow

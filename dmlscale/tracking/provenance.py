@@ -1,7 +1,8 @@
-"""Which code made a run, and which job of a cluster."""
+"""Which code made a run, who, and in which job of a cluster."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -39,6 +40,14 @@ def cluster_tags() -> dict[str, str]:
     if "SLURM_JOB_ID" in os.environ:
         tags["cluster.slurm_job"] = os.environ["SLURM_JOB_ID"]
     return tags
+
+
+def user_name() -> str:
+    """Who runs this, as far as the machine knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        return os.environ.get("USER", "unknown")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -10,33 +10,9 @@ from typing import Any
 
 from dmlscale.launch.doctor.finding import Finding
 from dmlscale.launch.doctor.machines import Answers, Machine, Machines, in_short
-from dmlscale.launch.doctor.packages import check_packages
-from dmlscale.launch.doctor.shared_folder import check_shared_folder
-from dmlscale.launch.doctor.tracking import check_tracking
 
 _START_SECONDS = 90.0  # a node's first Python process of a job takes 2 s, many times that on a busy machine
 _AT_A_TIME = 8  # questions that a node can be at; one that hangs holds up no other
-
-
-def probe_nodes(folders: Sequence[str], tracking_uri: str | None) -> list[Finding]:
-    """What a job needs of every node before any work: the packages, its folders and the tracking store.
-
-    Needs a process that is connected to a cluster.
-
-    Args:
-        folders: absolute paths that all nodes must share and be able to write.
-        tracking_uri: MLflow store; None leaves it out.
-
-    Returns:
-        Findings of all nodes, good ones too; `finding.passes` tells whether any of them failed.
-    """
-    with cluster_machines() as machines:
-        found = [*unreachable(machines), *check_packages(machines)]
-        for folder in folders:
-            found += check_shared_folder(machines, "storage", folder)
-        if tracking_uri is not None:
-            found += check_tracking(machines, tracking_uri)
-    return found
 
 
 @contextmanager

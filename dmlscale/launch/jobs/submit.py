@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from dmlscale.launch.jobs.command import Command, Settings, SettingsReader, chos
 from dmlscale.launch.jobs.follow import follow
 from dmlscale.launch.jobs.places import folders_of, placed
 from dmlscale.launch.jobs.working_directory import Shipment, stage
-from dmlscale.tracking.provenance import GIT_TAGS, git_tags
+from dmlscale.tracking.provenance import GIT_TAGS, git_tags, user_name
 from dmlscale.tracking.store import resolve_uri
 
 if TYPE_CHECKING:
@@ -227,15 +226,8 @@ def _metadata(command: Command, name: str) -> dict[str, str]:
         "dmlscale.subject": " ".join(command.subject),
         "dmlscale.name": name,
         "dmlscale.version": dmlscale.__version__,
-        "dmlscale.user": _user(),
+        "dmlscale.user": user_name(),
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        return "unknown"
 
 
 def _tell(client: JobSubmissionClient, job: str, command: Command, shipment: Shipment, order: Order) -> None:

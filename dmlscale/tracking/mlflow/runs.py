@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from mlflow.utils.rest_utils import http_request
 
 from dmlscale.redaction import shown
 from dmlscale.tracking.mlflow.receiver import Receiver, log_params, run_tags, set_status
+from dmlscale.tracking.provenance import user_name
 from dmlscale.tracking.sender import Sender
 from dmlscale.tracking.spool import Spool
 from dmlscale.tracking.spooled import SpooledTracker, clean_name
@@ -98,7 +97,7 @@ def start_or_continue(
     client = MlflowClient(uri)
     try:
         experiment_id = _experiment(client, uri, experiment)
-        all_tags = {"mlflow.user": _user(), **(tags or {}), RUN_KEY: key}
+        all_tags = {"mlflow.user": user_name(), **(tags or {}), RUN_KEY: key}
         if description:
             all_tags["mlflow.note.content"] = description
         run = _find_run(client, experiment_id, key)
@@ -224,10 +223,3 @@ def require_reachable(uri: str) -> None:
         raise TrackingUnreachableError(uri, str(error)) from error
     if first_bytes not in (b"", b"SQLite format 3"):  # MLflow would try again for minutes
         raise TrackingUnreachableError(uri, f"{path} is not a SQLite database")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        return os.environ.get("USER", "unknown")

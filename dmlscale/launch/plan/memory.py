@@ -131,7 +131,9 @@ def _phases(
         phases["backward"] = by_bank + _backward_by_stream(sizes, layout, one, trained)
         phases["exact sum"] = by_bank + _exact_sum(sizes, backbone.num_trainable)
     else:
-        phases["backward"] = by_bank + one.backward_peak + (0.0 if layout.keeps_gradients else gradients)
+        # Of several parts DDP keeps the gradients beside its buckets, into which it copies them after the last.
+        beside = trained if layout.has_buckets and layout.passes > 1 else 0.0
+        phases["backward"] = by_bank + one.backward_peak + beside + (0.0 if layout.keeps_gradients else gradients)
     return phases
 
 

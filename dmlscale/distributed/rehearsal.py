@@ -47,6 +47,7 @@ class RehearsalGroup(dist.ProcessGroup):
         """This rank in the group."""
         return World(0, self._num_ranks, self)
 
+    # torch's stub has three overloads; torch itself calls this one.
     def allreduce(self, tensors: list[Tensor], options: Any = None) -> _Done:  # type: ignore[override]
         """A sum or an extreme over ranks that all hold the same."""
         self._note("all_reduce", tensors[0])
@@ -66,7 +67,7 @@ class RehearsalGroup(dist.ProcessGroup):
         mine.copy_(whole[: len(mine)]).mul_(self._num_ranks)
         return _Done()
 
-    # The names before torch 2.15.
+    # The names before torch 2.15, whose stubs declare other arguments.
     _allgather_base = all_gather_single  # type: ignore[assignment]
     _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]
 
@@ -89,4 +90,4 @@ def rehearse_with(module: torch.nn.Module, world: World) -> None:
     """
     for part in module.modules():
         if isinstance(getattr(part, "world", None), World):
-            part.world = world  # type: ignore[assignment]
+            part.world = world  # type: ignore[assignment]  # nn.Module declares its attributes as tensors or modules

@@ -47,8 +47,9 @@ class RehearsalGroup(dist.ProcessGroup):
         """This rank in the group."""
         return World(0, self._num_ranks, self)
 
-    # torch's stub has three overloads; torch itself calls this one.
-    def allreduce(self, tensors: list[Tensor], options: Any = None) -> _Done:  # type: ignore[override]
+    def allreduce(  # type: ignore[override]  # torch's stub has three overloads; torch itself calls this one
+        self, tensors: list[Tensor], options: Any = None
+    ) -> _Done:
         """A sum or an extreme over ranks that all hold the same."""
         self._note("all_reduce", tensors[0])
         if options is None or options.reduceOp == dist.ReduceOp.SUM:
@@ -67,9 +68,9 @@ class RehearsalGroup(dist.ProcessGroup):
         mine.copy_(whole[: len(mine)]).mul_(self._num_ranks)
         return _Done()
 
-    # The names before torch 2.15, whose stubs declare other arguments.
-    _allgather_base = all_gather_single  # type: ignore[assignment]
-    _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]
+    # The names before torch 2.15.
+    _allgather_base = all_gather_single  # type: ignore[assignment]  # the stub names the arguments otherwise
+    _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]  # the same
 
     def _note(self, collective: Collective, tensor: Tensor) -> None:
         self.calls.append(Call(collective, tuple(tensor.shape), tensor.dtype))

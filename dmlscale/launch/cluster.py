@@ -155,7 +155,7 @@ def _forget_token() -> None:
     from ray import _raylet as compiled
 
     compiled.Config.initialize("")  # type: ignore[attr-defined]  # its stub leaves out both
-    compiled.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+    compiled.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]  # the same
 
 
 def _known_address() -> dict[str, Any]:

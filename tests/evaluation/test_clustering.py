@@ -237,9 +237,9 @@ def test_of_many_samples_of_many_classes_some_classes_are_clustered(gloo_pool: G
     expected = cluster_metrics(Embedded(*(values[is_kept] for values in samples)), seed=2)
     assert expected["num_clustered"] == len(kept.ids)
     options = {"most_distances": 1_000, "seed": 2}
-    assert cluster_metrics(samples, **options) == expected  # type: ignore[arg-type]
+    assert cluster_metrics(samples, **options) == expected  # type: ignore[arg-type]  # of mixed kinds
     assert cluster_metrics(samples, seed=2)["num_clustered"] == 300
-    assert cluster_metrics(samples, num_clusters=5, **options)["num_clustered"] == 300  # type: ignore[arg-type]
+    assert cluster_metrics(samples, num_clusters=5, **options)["num_clustered"] == 300  # type: ignore[arg-type]  # of mixed kinds
     shares = [NOTHING, *split(samples, [100, 200])]
     assert gloo_pool.run(3, figures_on_rank, shares, options) == [expected] * 3
 
@@ -250,6 +250,6 @@ def test_bad_input_is_an_error_on_every_rank(gloo_pool: GlooPool) -> None:
         answers = gloo_pool.run(2, clustered_on_rank, shares, {"num_clusters": k})
         assert answers == [f"num_clusters = {k} of 60 samples: must be from 1 to their number"] * 2
     with pytest.raises(ValueError, match="unknown metric 'cos'"):
-        cluster_metrics(shares[0], metric="cos")  # type: ignore[arg-type]
+        cluster_metrics(shares[0], metric="cos")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
         cluster_metrics(shares[0], seed=-1)

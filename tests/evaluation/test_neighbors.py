@@ -159,7 +159,7 @@ def test_vectors_too_long_for_squared_distances_are_a_clear_error() -> None:
 
 def test_an_unknown_metric_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown metric 'cos': there are cosine, euclidean"):
-        nearest(_points(5), _points(5), 2, metric="cos")  # type: ignore[arg-type]
+        nearest(_points(5), _points(5), 2, metric="cos")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_zero_vector_is_near_nothing_but_no_error() -> None:

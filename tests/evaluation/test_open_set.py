@@ -164,7 +164,7 @@ def test_intervals_are_those_of_slow_resampling() -> None:
 def test_bad_options_are_clear_errors() -> None:
     samples = random_samples(20)
     with pytest.raises(ValueError, match="unknown metric 'cos'"):
-        open_set(samples, metric="cos")  # type: ignore[arg-type]
+        open_set(samples, metric="cos")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
         open_set(samples, seed=-1)
     with pytest.raises(ValueError, match=r"longer than 1e\+18: the training has diverged"):

@@ -178,7 +178,7 @@ def test_classes_without_a_same_pair_do_not_make_an_interval(num_pairs: int, is_
 def test_bad_options_are_clear_errors() -> None:
     samples = random_samples(20)
     with pytest.raises(ValueError, match="unknown metric 'cos'"):
-        verify(samples, metric="cos")  # type: ignore[arg-type]
+        verify(samples, metric="cos")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="seed = -1: must be at least 0"):
         verify(samples, seed=-1)
 

@@ -93,7 +93,27 @@ class TrainConfig(Section):
     eval_every: int = Field(default=0, ge=0)
     """0: only at the end."""
     checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints."""
+    checkpoint_every_minutes: float | None = Field(default=None, gt=0)
+    """Also save when so many minutes have passed since the last checkpoint."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest to keep."""
+    keep_best: int = Field(default=0, ge=0)
+    """How many of the best to keep beside them, by best_metric; each evaluation is then saved."""
+    best_metric: str = "recall_at_1"
+    """A metric of the evaluation split of which more is better."""
+    checkpoint_folder: str | None = None
+    """Folder or URL (any that fsspec knows, as s3://bucket/prefix) under which the run's checkpoints are kept, in a
+    folder of the run's name; None: in the run's own folder."""
+    checkpoint_storage_options: dict[str, Any] = Field(default_factory=dict)
+    """For a URL: see data.storage_options."""
+    async_checkpoints: bool = True
+    """Write checkpoints while the training goes on, from a copy in memory."""
+    on_checkpoint_error: Literal["continue", "stop"] = "continue"
+    """When a checkpoint cannot be written: go on with the last good one and try again at the next, or stop. The last
+    checkpoint of a run must be written in any case."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Steps that may be skipped because their loss or gradient is not finite; one more ends the run."""
 
 
 class EvalConfig(Section):
@@ -123,8 +143,16 @@ class ResourcesConfig(Section):
     """Less than one lets more workers than cores share a machine."""
     address: str | None = None
     """Of a Ray cluster; None starts one on this machine, unless RAY_ADDRESS is set."""
-    max_failures: int = Field(default=0, ge=0)
-    """How often to restart from the last checkpoint after a worker has died."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few as this where nodes are lost, and with more again, up to `workers`, when they are back; None:
+    wait for all."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often in a row, without a new checkpoint between, to start again from the last one after a worker, a node or
+    the network has failed. Errors that a restart cannot mend end the run at once."""
+    heartbeat_timeout_s: float = Field(default=60.0, gt=0)
+    """A worker that has not been heard from for so long is taken for lost: the others end and start again."""
+    stall_timeout_s: float = Field(default=600.0, gt=0)
+    """A training step that takes so long is taken for hung; evaluation and the first step may take longer."""
 
 
 class TrackingConfig(Section):
@@ -132,6 +160,9 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     """MLflow store; None takes MLFLOW_TRACKING_URI, or else a local SQLite file beside the runs."""
+    if_unreachable: Literal["fail", "continue"] = "fail"
+    """When the store does not answer at the start: end with an error, or train and keep all on disk until it does
+    (`dmlscale sync` sends it later). Once a run has begun, a store that is away never stops it."""
     experiment: str = "dmlscale"
     system_metrics_every_s: float = Field(default=5.0, gt=0)
     registered_model: str | None = Field(default=None, pattern=r"^[^/:]+$")
@@ -168,5 +199,15 @@ class Config(Section):
                 f"resources.workers is {self.resources.workers}, but data.num_streams is {self.data.num_streams}: "
                 "each worker needs a stream of its own; lower the workers or raise num_streams (which must divide "
                 "data.classes_per_batch)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fewest_workers_are_not_more_than_all(self) -> Config:
+        r = self.resources
+        if r.min_workers is not None and r.min_workers > r.workers:
+            raise ValueError(
+                f"resources.min_workers is {r.min_workers}, but resources.workers is {r.workers}: the run has at most "
+                "`workers` of them; lower min_workers"
             )
         return self

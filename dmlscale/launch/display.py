@@ -86,7 +86,9 @@ class ProgressTail:
             self._show(json.loads(line))
 
     def _show(self, entry: dict[str, Any]) -> None:
-        if "message" in entry:
+        if "fault" in entry:
+            print(f"fault: {entry['fault']}", flush=True)
+        elif "message" in entry:
             print(entry["message"], flush=True)
         elif "evaluation" in entry:
             print(f"{_at(entry)}  evaluation  {_short(entry['evaluation'])}", flush=True)

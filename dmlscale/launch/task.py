@@ -49,6 +49,11 @@ class Task:
         return Path(self.folder) / "progress.jsonl"
 
     @property
+    def attempts(self) -> Path:
+        """Folder that numbers the starts of the workers."""
+        return Path(self.folder) / "attempts"
+
+    @property
     def own_report(self) -> Path:
         """Folder of a training's report."""
         return Path(self.folder) / "report"

@@ -20,11 +20,13 @@ from dmlscale.data.skipped import KINDS
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.launch import build
+from dmlscale.launch.attempt import begin_attempt
 from dmlscale.launch.evaluation.bank_sample import gather_banks, trained_labels
 from dmlscale.launch.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dmlscale.launch.evaluation.evaluator import Evaluator, FinalEvaluation
 from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.mining import Miner
+from dmlscale.launch.progress import Progress
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.run_folder import check_same_dataset
 from dmlscale.launch.task import Task
@@ -58,6 +60,8 @@ class Training:
 
     def __init__(self, task: Task, world: World, device: torch.device, report: Report | None = None) -> None:
         self._task, self._world, self._device, self._report = task, world, device, report
+        self._attempt = begin_attempt(task.attempts, world, device)
+        self._say = Progress(task.progress, self._attempt, speaks=world.rank == 0).say
         self._config = task.settings
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
@@ -208,7 +212,9 @@ class Training:
             tracking={"uri": self._task.tracking_uri, "run": self._task.tracking_run},
         )
         keep = self._config.train.keep_checkpoints
-        path = checkpoint.save(self._task.checkpoints, self._tensors(), record, self._world, keep=keep)
+        path = checkpoint.save(
+            self._task.checkpoints, self._tensors(), record, self._world, keep=keep, attempt=self._attempt.number
+        )
         self._tracker.set_tags({"dmlscale.checkpoint": str(path)})
         self._say(step=step, steps=self._config.train.steps, checkpoint=str(path), cost_s=self._cost())
 
@@ -223,8 +229,3 @@ class Training:
             Path(self._task.folder) / "tracking.jsonl",
             system_interval_s=self._config.tracking.system_metrics_every_s,
         )
-
-    def _say(self, **entry: Any) -> None:
-        if self._world.rank == 0:
-            with self._task.progress.open("a") as file:
-                file.write(json.dumps(entry) + "\n")

@@ -41,12 +41,14 @@ class Hooks:
         evaluate: (step), with the model as it is.
         save: (step, state of the data stream).
         stop_asked: whether someone asked the run to stop; asked on every rank, answered by any.
+        phase: (steps done, what this rank does now: "data", "step", "save" or "evaluation"), for whoever watches it.
     """
 
     log: Callable[[int, dict[str, float], Position], None]
     evaluate: Callable[[int], None]
     save: Callable[[int, dict[str, int]], None]
     stop_asked: Callable[[], bool]
+    phase: Callable[[int, str], None] = lambda step, phase: None
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ def run_loop(
     position = Position(**stream.state_dict())
     trainee.model.train()
     for step in range(start, rhythm.steps):
+        hooks.phase(step, "data")
         waited = time.perf_counter()
         following, batch = next(stream)
         meter.waited(time.perf_counter() - waited)
+        hooks.phase(step, "step")
         loss, terms = train_step(trainee, batch.to(device), step)
         meter.stepped(len(stream.global_ids(position)))
         done = step + 1
@@ -89,10 +93,12 @@ def run_loop(
         if is_due or is_stopped:
             _finite(loss, done)  # a run must not resume from nan
             _require_finite_parameters(trainee, done, device)
+            hooks.phase(done, "save")
             hooks.save(done, stream.state_dict())
         if is_stopped:
             return End(done, was_stopped=True)
         if rhythm.eval_every and done % rhythm.eval_every == 0 and not is_last:
+            hooks.phase(done, "evaluation")
             hooks.evaluate(done)
             trainee.model.train()
             meter.restart()

@@ -31,6 +31,7 @@ class Record:
         num_ranks: W of the run that wrote it; it may be read at any other.
         config: the resolved config.
         tracking: what the tracker needs to continue the same run.
+        skipped_steps: of which the loss or gradient was not finite, so far.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Record:
     num_ranks: int
     config: dict[str, Any]
     tracking: dict[str, Any]
+    skipped_steps: int = 0
 
 
 def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizers | None, world: World) -> dict[str, Tensor]:

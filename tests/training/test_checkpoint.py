@@ -91,14 +91,6 @@ def test_keeps_the_newest_and_never_chooses_a_half_written_one(tmp_path: Path) -
     assert checkpoint.read_record(newest) == Record(3, {"epoch": 1, "step": 2}, 1, {"a": 1}, {})
 
 
-def test_a_failed_attempt_at_a_step_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / ".partial-step_00000001-w1").mkdir(parents=True)
-    (tmp_path / ".partial-step_00000001-w1" / "rubbish").write_text("x")
-    save(World(), tmp_path)
-    assert not list(tmp_path.glob(".partial*"))
-    assert not list(tmp_path.glob("*/rubbish"))
-
-
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     save(World(), tmp_path)
     newest = checkpoint.latest(tmp_path)

@@ -18,7 +18,7 @@ from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.jobs import entry, submit
 from dmlscale.launch.jobs.command import Command, read_train
 from dmlscale.tracking.store import StoreError
-from dmlscale.training.checkpoint import Record
+from dmlscale.training.state import Record
 
 QUICKSTART = "configs/quickstart.yaml"
 NOBODY = "http://127.0.0.1:9"

@@ -5,7 +5,7 @@
 #   jobs/local.sh configs/glyphs/proxy_anchor.yaml train.steps=500   # any other, and any key=value
 #
 # It is `dmlscale train` with the resources filled in; what you add comes later and counts. Ctrl-C saves and ends with 75,
-# and the same with run.name=NAME --resume goes on. `make quickstart` makes the environment that it needs.
+# and the same with run.name=NAME goes on. `make quickstart` makes the environment that it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=${1:-configs/quickstart.yaml}

@@ -13,6 +13,7 @@ from dmlscale.cli.jobs import add_job_commands
 from dmlscale.cli.losses import add_losses
 from dmlscale.cli.models import add_model_commands
 from dmlscale.cli.plan import add_plan
+from dmlscale.cli.sync import add_sync
 from dmlscale.cli.training import add_training_commands
 
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if type(error).__module__.startswith("dmlscale."):
             print(f"error: {error}", file=sys.stderr)
-            return 1 if type(error).__name__ in ("WorkersFailedError", "DivergedError") else 2
+            names = {kind.__name__ for kind in type(error).__mro__}
+            return 1 if names & {"WorkersFailedError", "DivergedError"} else 2
         print(f"error: {type(error).__name__}: {error} (--traceback shows where)", file=sys.stderr)
         return 1
 
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         add_data_commands,
         add_training_commands,
         add_model_commands,
+        add_sync,
         add_job_commands,
         add_doctor,
         add_plan,

@@ -22,9 +22,10 @@ def add_training_commands(commands: Commands) -> None:
     tune.set_defaults(run=_tune)
 
     evaluate = commands.add_parser("evaluate", help="a checkpoint -> metrics with intervals, and a report")
-    evaluate.add_argument("checkpoint", help="folder of a checkpoint, or of a run (its newest)")
+    evaluate.add_argument("checkpoint", help="folder or URL of a checkpoint, or a run (its newest)")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.eval_split=test")
     evaluate.add_argument("--report", metavar="FOLDER", help="write report.html and its figures there")
+    evaluate.add_argument("--best", action="store_true", help="of a run with train.keep_best: its best checkpoint")
     evaluate.set_defaults(run=_evaluate)
 
     for command in (train, evaluate):
@@ -53,4 +54,5 @@ def _evaluate(options: argparse.Namespace) -> int:
         local=options.local,
         json_file=options.json,
         report_folder=options.report,
+        best=options.best,
     )

@@ -89,7 +89,7 @@ def _under_secret_name(value: Any, key: str) -> Iterator[str]:
     elif not is_reference(value):
         yield f"{key}: is a secret by its name and must not stand in a config; {_advice(key)}"
     elif not _takes_references(key):
-        yield f"{key}: only data.storage_options takes references to the environment; {_advice(key)}"
+        yield f"{key}: only storage_options take references to the environment; {_advice(key)}"
 
 
 def _is_count(key: str, value: Any) -> bool:
@@ -97,7 +97,7 @@ def _is_count(key: str, value: Any) -> bool:
 
 
 def _takes_references(key: str) -> bool:
-    return "storage_options" in key.split(".")
+    return any(part.endswith("storage_options") for part in key.split("."))
 
 
 def _advice(key: str) -> str:

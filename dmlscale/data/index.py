@@ -25,6 +25,7 @@ from dmlscale.data.layout import (
 )
 from dmlscale.data.planning.class_rows import ClassRows
 from dmlscale.data.planning.windows import ShardRows
+from dmlscale.data.shard_names import check_shard_names
 from dmlscale.data.statistics import class_counts
 from dmlscale.data.storage.cache import DEFAULT_CACHE_BYTES, ShardCache, default_cache_folder
 from dmlscale.data.storage.storage import Storage
@@ -117,6 +118,8 @@ class Index:
         )
         classes = map_table(folder / CLASSES_FILE, CLASSES_SCHEMA, is_small=True)
         shards = map_table(folder / SHARDS_FILE, SHARDS_SCHEMA, is_small=True)
+        names = tuple(shards.column("name").to_pylist())
+        check_shard_names(names, description, storage)
         counts = shards.column("num_samples").to_numpy()
         first_rows = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         sizes = shards.column("size_bytes").to_numpy()
@@ -129,7 +132,7 @@ class Index:
             classes=classes,
             splits=tuple(split.dictionary.to_pylist()),
             extensions=tuple(extension.dictionary.to_pylist()),
-            shards=Shards(tuple(shards.column("name").to_pylist()), sizes, first_rows),
+            shards=Shards(names, sizes, first_rows),
             num_classes=description["num_train_classes"],
             description=description,
         )

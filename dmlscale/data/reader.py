@@ -118,10 +118,14 @@ class Reader:
 
     def _read(self, row_id: int) -> Sequence[bytes | bytearray]:
         columns = self._index.columns
+        number, offset, size = (int(c[row_id]) for c in (columns.shards, columns.offsets, columns.sizes))
+        if not 0 <= offset <= offset + size <= self._index.shards.sizes[number]:
+            what = "lies outside of its shard, as the index tells it: pack the dataset again"
+            raise self._lost(row_id, "changed since packing", what)
         try:
-            shard = self._shard(int(columns.shards[row_id]))
-            data = bytearray(int(columns.sizes[row_id]))
-            num_read = os.preadv(shard.fileno(), [data], int(columns.offsets[row_id]))
+            shard = self._shard(number)
+            data = bytearray(size)
+            num_read = os.preadv(shard.fileno(), [data], offset)
         except (OSError, DataError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise self._lost(row_id, "shard cannot be had", f"cannot be read: {reason}") from None

@@ -83,6 +83,11 @@ def held_here(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_cut(tensor: Tensor) -> bool:
+    """Whether ranks hold different parts of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:
     """The sum of a number over the ranks among which a tensor is cut; the number itself where it is not.
 

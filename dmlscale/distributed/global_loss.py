@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -185,6 +185,26 @@ class GlobalLoss(nn.Module):
             place, step = self._bank_step
             self.bank.weight[place, 0] += step.to(self.bank.weight.dtype)
             self._bank_step = None
+
+    @torch.no_grad()
+    def undoer(self) -> Callable[[], None]:
+        """What brings back the present state, but for parameters: as if later batches had never been seen.
+
+        Hold on to it no longer than for one step: until it is gone, a memory is kept twice.
+        """
+        steps, bank_step, memory = self.steps.clone(), self._bank_step, self.memory
+        # Entering makes new tensors, so the old ones need no copies.
+        held = None if memory is None else (memory.embeddings, memory.labels, memory.entered.clone())
+
+        @torch.no_grad()
+        def undo() -> None:
+            self.steps.copy_(steps)
+            self._bank_step = bank_step
+            if memory is not None and held is not None:
+                memory.embeddings, memory.labels = held[:2]
+                memory.entered.copy_(held[2])
+
+        return undo
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ files by their number, and look whether there is a higher one before they write 
 
 from __future__ import annotations
 
+import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +36,25 @@ class Attempt:
 
 def begin_attempt(folder: Path, world: World, device: torch.device) -> Attempt:
     """The next attempt; all ranks call this, and have the same."""
+    ranks = OverRanks(world, device)
+    hosts = ranks.texts(socket.gethostname())
     number = 0
     if world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         number = _last(folder) + 1
-        (folder / f"{number:06d}").touch()
-    return Attempt(folder, int(OverRanks(world, device).from_rank_0(torch.tensor([number]))))
+        unseen = folder / f".{number:06d}"
+        unseen.write_text(json.dumps({"hosts": hosts}) + "\n")
+        unseen.replace(folder / f"{number:06d}")
+    return Attempt(folder, int(ranks.from_rank_0(torch.tensor([number]))))
+
+
+def last_attempt(folder: Path) -> tuple[int, tuple[str, ...]]:
+    """Number of the newest attempt, 0 if there is none, and the host of each of its ranks."""
+    number = _last(folder) if folder.is_dir() else 0
+    if number == 0:
+        return 0, ()
+    text = (folder / f"{number:06d}").read_text()
+    return number, tuple(json.loads(text)["hosts"]) if text else ()
 
 
 def _last(folder: Path) -> int:

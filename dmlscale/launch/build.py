@@ -288,4 +288,4 @@ def _most_skipped(config: Config, split: Index) -> int:
 def build_rhythm(config: Config) -> Rhythm:
     """Length of the run and what happens on the way."""
     t = config.train
-    return Rhythm(t.steps, t.log_every, t.eval_every, t.checkpoint_every)
+    return Rhythm(t.steps, t.log_every, t.eval_every, t.checkpoint_every, save_evaluated=t.keep_best > 0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dmlscale.config.schema import ResourcesConfig
+from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
 
 _LOOPBACK = "127.0.0.1"
@@ -27,6 +28,9 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed this late
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Where there may be fewer workers, so long for a node that Ray Train counted on and that is gone.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # membership.py is one; Ray's would hold back the end of lost workers
 }
 
 
@@ -81,13 +85,15 @@ def require(resources: ResourcesConfig, available: Mapping[str, float], where: s
     Raises:
         LaunchError: it needs more CPUs.
     """
-    wanted = resources.workers * resources.cpus_per_worker
+    workers = fewest_workers(resources)
+    key = "workers" if resources.min_workers is None else "min_workers"
+    wanted = workers * resources.cpus_per_worker
     cpus = available.get("CPU", 0.0)
     if wanted > cpus:
         raise LaunchError(
-            f"resources.workers={resources.workers} with cpus_per_worker={resources.cpus_per_worker:g} needs "
-            f"{wanted:g} CPUs, {where} has {cpus:g}: lower resources.workers, or give each less "
-            f"(resources.cpus_per_worker={cpus / resources.workers:.2g})"
+            f"resources.{key}={workers} with cpus_per_worker={resources.cpus_per_worker:g} needs "
+            f"{wanted:g} CPUs, {where} has {cpus:g}: lower resources.{key}, or give each less "
+            f"(resources.cpus_per_worker={cpus / workers:.2g})"
         )
 
 
@@ -98,12 +104,14 @@ def uses_gpu(resources: ResourcesConfig, available: Mapping[str, float]) -> bool
         LaunchError: they are asked for and there are too few.
     """
     gpus = int(available.get("GPU", 0))
-    if resources.device == "gpu" and gpus < resources.workers:
+    workers = fewest_workers(resources)
+    key = "workers" if resources.min_workers is None else "min_workers"
+    if resources.device == "gpu" and gpus < workers:
         raise LaunchError(
-            f"resources.device=gpu with resources.workers={resources.workers} needs as many GPUs, the cluster has "
-            f"{gpus}: lower resources.workers or use resources.device=cpu"
+            f"resources.device=gpu with resources.{key}={workers} needs as many GPUs, the cluster has "
+            f"{gpus}: lower resources.{key} or use resources.device=cpu"
         )
-    return resources.device != "cpu" and gpus >= resources.workers
+    return resources.device != "cpu" and gpus >= workers
 
 
 def runs_at_once(resources: ResourcesConfig, available: Mapping[str, float]) -> int:
@@ -172,6 +180,13 @@ def _known_address() -> dict[str, Any]:
     return {"runtime_env": environment}
 
 
+def _print_nothing_of_raylets() -> None:
+    """Ray would print a paragraph for each process that dies. It is in its logs; what a user needs to know we say."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
 def _connect(resources: ResourcesConfig, with_dashboard: bool, closed: Mapping[str, Any]) -> None:
     import ray
 
@@ -185,6 +200,7 @@ def _connect(resources: ResourcesConfig, with_dashboard: bool, closed: Mapping[s
     else:
         settings |= {"address": resources.address or "auto", "runtime_env": {"env_vars": ENVIRONMENT}}
     _forget_token()
+    _print_nothing_of_raylets()
     try:
         ray.init(**settings, **closed)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:

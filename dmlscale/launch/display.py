@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ class ProgressTail:
         elif "evaluation" in entry:
             print(f"{_at(entry)}  evaluation  {_short(entry['evaluation'])}", flush=True)
         elif "checkpoint" in entry:
-            print(f"{_at(entry)}  checkpoint  {Path(entry['checkpoint']).name}", flush=True)
+            print(f"{_at(entry)}  checkpoint  {_cost_of(entry)}", flush=True)
         elif "metrics" in entry:
             self._show_step(entry)
 
@@ -108,7 +109,7 @@ class ProgressTail:
         metrics = entry["metrics"]
         left = (entry["steps"] - entry["step"]) / max(1e-9, metrics["throughput/steps_per_s"])
         print(
-            f"{_at(entry)}  loss {metrics['train/loss']:.4f}  "
+            f"{_at(entry)}  loss {metrics.get('train/loss', math.nan):.4f}  "
             f"{metrics['throughput/samples_per_s']:,.0f} samples/s  "
             f"{metrics['data/wait_fraction']:.0%} waiting for data  ETA {_duration(left)}",
             flush=True,
@@ -118,6 +119,14 @@ class ProgressTail:
 def _at(entry: dict[str, Any]) -> str:
     width = len(str(entry["steps"]))
     return f"step {entry['step']:>{width}}/{entry['steps']}"
+
+
+def _cost_of(checkpoint: dict[str, Any]) -> str:
+    name = checkpoint["checkpoint"].rpartition("/")[2]
+    if "mb" not in checkpoint:  # of a run that an earlier version began
+        return str(name)
+    held_up, written = checkpoint["held_up_s"], checkpoint["written_s"]
+    return f"{name}  {checkpoint['mb']:,.1f} MB  held up training {held_up:.3f} s, written in {written:.2f} s"
 
 
 def _short(metrics: dict[str, float]) -> str:

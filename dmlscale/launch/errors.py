@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class LaunchError(RuntimeError):
     """The run cannot start as asked; the message says what to change."""
 
 
 class WorkersFailedError(RuntimeError):
-    """Workers ended with an error.
+    """Workers ended with an error, and are not started again.
 
     Args:
         failures: first line of each rank's error.
         folder: where their logs are.
+        advice: what to do, in whole lines.
     """
 
-    def __init__(self, failures: dict[int, str], folder: str) -> None:
-        self.failures = failures
+    def __init__(self, failures: Mapping[int, str], folder: str, advice: Sequence[str] = ()) -> None:
+        self.failures = dict(failures)
         distinct = dict.fromkeys(failures.values())
         ranks = {text: [r for r, t in failures.items() if t == text] for text in distinct}
         lines = [f"rank {', '.join(map(str, ranks[text]))}: {text}" for text in distinct]
-        super().__init__("\n".join([*lines, f"(logs: {folder})"]))
+        super().__init__("\n".join([*lines, *advice, f"(logs: {folder})"]))
+
+
+class GaveUpError(WorkersFailedError):
+    """Workers were lost again and again, with no checkpoint between.
+
+    Args:
+        failures: first line of each rank's error, the last time.
+        folder: where their logs are.
+        history: what went wrong each time, oldest first.
+        advice: what to do, in whole lines.
+    """
+
+    def __init__(
+        self, failures: Mapping[int, str], folder: str, history: Sequence[str], advice: Sequence[str] = ()
+    ) -> None:
+        times = f"{len(history)} times in a row" if len(history) > 1 else "once"
+        head = [
+            f"the workers were lost {times} without a checkpoint between, which is more than resources.max_failures:"
+        ]
+        super().__init__(failures, folder, [*head, *(f"  {n}. {what}" for n, what in enumerate(history, 1)), *advice])

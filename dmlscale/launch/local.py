@@ -9,15 +9,27 @@ import torch
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
-from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.errors import LaunchError, WorkersFailedError
+from dmlscale.launch.failures import first_line
+from dmlscale.launch.out_of_memory import is_on_device, is_out_of_memory, memory_advice
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 
 
 def run_local(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
-    """Does the task in this process, on all cores it owns, and returns its result."""
+    """Does the task in this process, on all cores it owns, and returns its result.
+
+    Raises:
+        WorkersFailedError: there is not enough memory; the message says what would lower the need.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return work(task, World(), local_device(resources))
+    try:
+        return work(task, World(), local_device(resources))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = memory_advice(task.settings, on_device=is_on_device(error))
+        raise WorkersFailedError({0: first_line(error)}, task.folder, advice) from error
 
 
 def local_device(resources: ResourcesConfig) -> torch.device:

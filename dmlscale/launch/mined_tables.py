@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from dmlscale.data.planning.mined_plan import NeighborTable
-from dmlscale.training import checkpoint
+from dmlscale.training.checkpoint.errors import CheckpointError
 
 
 class TableStore:
@@ -21,11 +22,11 @@ class TableStore:
 
     Args:
         folder: of the tables.
-        checkpoints: folder of the run's checkpoints.
+        rounds_in_use: those in which checkpoints were written; asked on rank 0 alone.
     """
 
-    def __init__(self, folder: Path, checkpoints: Path) -> None:
-        self._folder, self._checkpoints = folder, checkpoints
+    def __init__(self, folder: Path, rounds_in_use: Callable[[], set[int]]) -> None:
+        self._folder, self._rounds_in_use = folder, rounds_in_use
 
     def path(self, round_number: int) -> Path:
         """The file of a round."""
@@ -44,7 +45,11 @@ class TableStore:
                 farthest_positive=table.farthest_positive.astype(np.int32),
             )
         os.replace(partial, final)
-        needed = {final, *(self.path(number) for number in self._rounds_of_checkpoints())}
+        try:
+            rounds = self._rounds_in_use()
+        except (CheckpointError, OSError):
+            return  # a checkpoint that cannot be read today may need any of them
+        needed = {final, *map(self.path, rounds)}
         for path in set(self._folder.iterdir()) - needed:
             path.unlink(missing_ok=True)
 
@@ -59,7 +64,3 @@ class TableStore:
         if negatives.shape != (num_samples, num_negatives) or positives.shape != (num_samples,):
             return None
         return NeighborTable(negatives, positives)
-
-    def _rounds_of_checkpoints(self) -> set[int]:
-        paths = checkpoint.list_checkpoints(self._checkpoints)
-        return {checkpoint.read_record(path).position["epoch"] for path in paths}

@@ -36,6 +36,7 @@ class Miner:
         device: of the model.
         say: tells the user; called on every rank.
         log: (metrics, step) to the tracker.
+        rounds_in_use: those whose tables checkpoints need.
 
     Raises:
         DivergedError: when called: the embeddings hold NaN or infinity.
@@ -51,12 +52,13 @@ class Miner:
         *,
         say: Callable[[str], None],
         log: Callable[[dict[str, float], int], None],
+        rounds_in_use: Callable[[], set[int]],
     ) -> None:
         self._config, self._index, self._model = task.settings, index, model
         self._world, self._device = world, device
         self._say, self._log = say, log
         self._ranks = OverRanks(world, device)
-        self._store = TableStore(Path(task.folder) / "mined", task.checkpoints)
+        self._store = TableStore(Path(task.folder) / "mined", rounds_in_use)
 
     def __call__(self, round_number: int, *, is_new: bool) -> NeighborTable:
         """The table of a round: mined, or read where a run continues within it."""

@@ -59,14 +59,25 @@ def check_cheap(config: Config) -> None:
         ModelError: an unknown backbone, or options it refuses.
         FaissMissingError: no faiss is installed.
         LaunchError: a loss that cannot work with a memory or with class sampling, GPU options without a GPU, or ways
-            of training that exclude each other.
+            of training that exclude each other; or train.best_metric is no metric.
     """
     require_faiss()
     build_embedder(config)
     check_terms(config)
     check_parallel(config)
+    _check_best_metric(config)
     if config.model.batch_norm == "sync" and config.resources.device == "cpu":
         raise LaunchError("model.batch_norm=sync needs GPUs; use frozen or local with resources.device=cpu")
+
+
+def _check_best_metric(config: Config) -> None:
+    known = [f"recall_at_{k}" for k in config.evaluation.ks]
+    known += ["precision_at_1", "r_precision", "map_at_r", "nmi", "ami", "f1"]
+    if config.train.keep_best and config.train.best_metric not in known:
+        raise LaunchError(
+            f"train.best_metric={config.train.best_metric} is not measured by evaluations during training: there are "
+            f"{', '.join(known)}; evaluation.ks says which recall_at_k"
+        )
 
 
 def check_parallel(config: Config) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,23 @@ class Progress:
 
     def __init__(self, path: Path, attempt: Attempt, *, speaks: bool) -> None:
         self._path, self._attempt, self._speaks = path, attempt, speaks
-        self._unwritten: list[str] = []
+        self._lock = threading.Lock()  # the thread that writes a checkpoint says so itself
+        self._unwritten = b""
 
     def say(self, **entry: Any) -> None:
         """Write an entry. A disk that is full does not end the run: it is written with a later one."""
         if not self._speaks:
             return
-        self._unwritten.append(json.dumps(entry | {"attempt": self._attempt.number}) + "\n")
-        try:
-            if not self._attempt.is_current():
+        with self._lock:
+            self._unwritten += json.dumps(entry | {"attempt": self._attempt.number}).encode() + b"\n"
+            try:
+                if not self._attempt.is_current():
+                    return
+                with self._path.open("ab", buffering=0) as file:
+                    size = file.seek(0, os.SEEK_END)
+                    if file.write(self._unwritten) != len(self._unwritten):
+                        file.truncate(size)  # half a line would spoil the next one
+                        return
+            except OSError:
                 return
-            with self._path.open("a") as file:
-                file.write("".join(self._unwritten))
-        except OSError:
-            return
-        self._unwritten = []
+            self._unwritten = b""

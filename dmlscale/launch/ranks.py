@@ -33,3 +33,9 @@ class OverRanks:
     def from_rank_0(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor; the others pass one of the same shape and kind, whatever it holds."""
         return self.all_sum(tensor if self._world.rank == 0 else torch.zeros_like(tensor))
+
+    def texts(self, text: str) -> list[str]:
+        """Each rank's text."""
+        written = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(written)])).tolist()
+        return [bytes(piece.tolist()).decode() for piece in self.gather(written).split(lengths)]

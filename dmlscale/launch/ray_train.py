@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,15 @@ import torch
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
 from dmlscale.launch.cluster import ray_cluster, require, uses_gpu
-from dmlscale.launch.errors import WorkersFailedError
+from dmlscale.launch.elastic import fewest_workers, nodes, of_one_worker, room, scaling
+from dmlscale.launch.failures import kind_of
+from dmlscale.launch.membership import Membership
+from dmlscale.launch.supervision import AttemptFailedError, Supervisor, tell
 from dmlscale.launch.task import Task
+
+# A healthy rank notices that a peer is gone before Ray does, and Ray ends all at the first error that it sees. So a
+# broken connection waits a moment, for its cause to be seen first.
+_CAUSE_FIRST_S = 1.5
 
 
 def run_on_ray(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
@@ -21,7 +29,8 @@ def run_on_ray(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
 
     Raises:
         LaunchError: the cluster is not there or has less than asked for.
-        WorkersFailedError: workers ended with an error, more often than ``resources.max_failures``.
+        WorkersFailedError: workers ended with an error that a new start cannot mend, or were lost more often than
+            ``resources.max_failures``.
     """
     with ray_cluster(resources):
         return fit(task, resources)
@@ -36,61 +45,107 @@ def fit(task: Task, resources: ResourcesConfig, *, callbacks: Sequence[Any] = ()
         callbacks: of Ray Train. If there are any, the workers report the figures of each evaluation to them.
     """
     import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     available = ray.cluster_resources()
     require(resources, available, "the cluster")
-    use_gpu = uses_gpu(resources, available)
-    logs = Path(task.folder) / "ray"
+    use_gpu = uses_gpu(resources, available)  # once: a run does not change its kind of device when nodes are lost
+    membership = Membership(task, resources, use_gpu=use_gpu, say=tell)
+
+    def attempt(logs: Path) -> dict[str, Any]:
+        if task.kind == "evaluate":
+            return _attempt(task, resources, logs, callbacks, use_gpu=use_gpu)
+        with membership:
+            return _attempt(task, resources, logs, callbacks, use_gpu=use_gpu)
+
+    return Supervisor(task, resources, attempt, lambda: _lacking(resources, use_gpu=use_gpu)).run()
+
+
+def _attempt(
+    task: Task, resources: ResourcesConfig, logs: Path, callbacks: Sequence[Any], *, use_gpu: bool
+) -> dict[str, Any]:
+    """One start of the workers."""
+    import ray.exceptions
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={
             "task": asdict(task),
             "threads": max(1, int(resources.cpus_per_worker)),
             "reports": bool(callbacks),
+            "logs": str(logs),
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-        ),
+        torch_config=TorchConfig("nccl" if use_gpu else "gloo", timeout_s=_group_timeout_s(resources)),
+        scaling_config=ray.train.ScalingConfig(**scaling(resources, use_gpu=use_gpu)),
         run_config=ray.train.RunConfig(
-            # Ours is the state that resumes a run; Ray must not find an older attempt's under the same name.
-            name=f"attempt-{len(list(logs.glob('attempt-*'))):03d}",
-            storage_path=str(logs),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            name=logs.name,
+            storage_path=str(logs.parent),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
         ),
     )
     try:
         result: dict[str, Any] = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        raise WorkersFailedError(
-            {rank: _first_words(failure) for rank, failure in sorted(failures.items())}, str(logs)
+    except ray.train.WorkerGroupError as error:
+        raise AttemptFailedError(error.worker_failures) from error
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        cause = getattr(error, "controller_failure", error)
+        name = type(cause).__name__
+        raise AttemptFailedError(
+            {-1: cause},
+            is_for_room=name == "WorkerGroupStartupTimeoutError",
+            is_for_start=name == "WorkerGroupStartupFailedError",
         ) from error
     return result
 
 
-def _first_words(failure: Any) -> str:
-    cause = getattr(failure, "cause", None) or failure
-    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
+def _group_timeout_s(resources: ResourcesConfig) -> int:
+    """After how many seconds a collective raises.
+
+    The second line of defence behind the watchdog, which ends a worker sooner. It also holds where others wait for a
+    long evaluation of one rank, so it is not below torch's own half hour, and never ends a step that the watchdog lets
+    be.
+    """
+    return max(1800, int(1.5 * resources.stall_timeout_s))
+
+
+def _lacking(resources: ResourcesConfig, *, use_gpu: bool) -> str | None:
+    """What the cluster lacks for a start of the workers, nodes that are busy with others counted as room."""
+    import ray
+
+    there = nodes()
+    has, wanted = room(there, of_one_worker(resources, use_gpu=use_gpu)), fewest_workers(resources)
+    if has >= wanted:
+        return None
+    gone = sorted({node["NodeManagerHostname"] for node in ray.nodes()} - {node.host for node in there})
+    why = f" ({', '.join(gone)} {'is' if len(gone) == 1 else 'are'} gone)" if gone else ""
+    return f"the cluster has room for {has}{why}"
 
 
 def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    import ray.util
     from ray.train.torch import get_device
 
+    from dmlscale.launch.roster import write_place
     from dmlscale.launch.worker import work
 
-    device = get_device()
+    world, device = World.current(), get_device()
+    write_place(Path(settings["logs"]), world.rank, ray.util.get_node_ip_address())
     # OpenMP threads that outnumber the cores a worker owns spin against each other: 6x the CPU time was measured.
     torch.set_num_threads(settings["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return work(Task(**settings["task"]), World.current(), device, report=_report if settings["reports"] else None)
+    try:
+        report = _report if settings["reports"] else None
+        return work(Task(**settings["task"]), world, device, report=report, restartable=True)
+    except Exception as error:
+        if kind_of(error) == "broken_connection":
+            time.sleep(_CAUSE_FIRST_S)
+        raise
 
 
 def _report(metrics: Mapping[str, float]) -> None:

@@ -15,8 +15,8 @@ from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.planning.mined_plan import MinedSampling
 from dmlscale.data.storage.storage import Storage
+from dmlscale.launch.checkpoint_places import absolute_place, newest_record
 from dmlscale.launch.errors import LaunchError
-from dmlscale.training import checkpoint
 
 CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"
@@ -46,8 +46,28 @@ def resolve(config: Config, config_name: str) -> Config:
     values = config.model_dump(mode="json")
     values["run"]["name"] = config.run.name or f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}"
     values["run"]["folder"] = str(Path(config.run.folder).absolute())
+    values["train"]["checkpoint_folder"] = absolute_place(config.train.checkpoint_folder)
     values["data"]["path"] = Storage.open(config.data.path).root
     return check_config(values, "the resolved config")
+
+
+def make_folder(config: Config) -> Path:
+    """Makes the run's folder, unless it is there.
+
+    Raises:
+        LaunchError: it cannot be written.
+    """
+    assert config.run.name is not None
+    folder = Path(config.run.folder) / config.run.name
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write {folder}")
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
+    return folder
 
 
 def open_folder(config: Config, *, resume: bool) -> Path:
@@ -57,19 +77,10 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         LaunchError: it cannot be written, holds a run that nobody asked to continue, or was made with other
             settings of the data.
     """
-    assert config.run.name is not None
-    folder = Path(config.run.folder) / config.run.name
+    folder = make_folder(config)
     if (folder / CONFIG_FILE).exists() and not resume:
         raise LaunchError(f"{folder} holds a run already: add --resume to continue it, or choose another run.name")
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / "stop-requested").unlink(missing_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"no permission to write {folder}")
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
+    (folder / "stop-requested").unlink(missing_ok=True)
     _check_same_data(config, folder)
     return folder
 
@@ -99,10 +110,10 @@ def write_config(config: Config, index: Index, folder: Path) -> None:
 
 def _check_same_data(config: Config, folder: Path) -> None:
     """A continued run must see the same batches: what decides them may not change."""
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = newest_record(config, folder)
     if newest is None:
         return
-    before = check_config(checkpoint.read_record(newest).config, str(newest))
+    before = check_config(newest.config, f"the newest checkpoint of {folder}")
     for key in _ORDER_KEYS + _SAMPLING_KEYS.get(config.data.sampling, ()):
         section, name = key.split(".")
         old, new = getattr(getattr(before, section), name), getattr(getattr(config, section), name)
@@ -111,18 +122,3 @@ def _check_same_data(config: Config, folder: Path) -> None:
                 f"{folder} was started with {key}={old}, now it is {new}: a continued run must keep the order of its "
                 "samples; set it back, or choose another run.name"
             )
-
-
-def find_checkpoint(path: str) -> Path:
-    """A checkpoint from its own path or from that of its run, of which the newest is taken.
-
-    Raises:
-        LaunchError: there is none.
-    """
-    given = Path(path).absolute()
-    if (given / "record.json").is_file():
-        return given
-    newest = checkpoint.latest(given / "checkpoints") or checkpoint.latest(given)
-    if newest is None:
-        raise LaunchError(f"{given} is neither a checkpoint nor a run with one")
-    return newest

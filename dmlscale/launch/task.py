@@ -9,6 +9,9 @@ from typing import Any, Literal
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
 
+HANDS_OVER = "hands_over"
+"""In the result of workers that have saved and stopped so that others go on at once."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -20,7 +23,7 @@ class Task:
         folder: of the run, on storage that all workers see.
         checkpoint: to evaluate; a training looks for the newest in its folder itself.
         tracking_uri: MLflow store.
-        tracking_run: id of the run there; None logs nothing.
+        tracking_run: id of the run there; empty while a store that is away has not made it; None logs nothing.
         report_folder: where an evaluation writes its report, on storage that all workers see; None writes none. That
             of a training is in its own folder.
     """
@@ -62,3 +65,12 @@ class Task:
     def stop_file(self) -> Path:
         """Its presence asks the workers to save and stop."""
         return Path(self.folder) / "stop-requested"
+
+    @property
+    def hand_over_file(self) -> Path:
+        """Its presence asks the workers to save and stop, since others will go on with the run."""
+        return Path(self.folder) / "hand-over-requested"
+
+    def is_stop_asked(self) -> bool:
+        """Whether the workers shall save and stop."""
+        return self.stop_file.exists() or self.hand_over_file.exists()

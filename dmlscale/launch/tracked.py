@@ -7,11 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
+from dmlscale.launch.lease import read_holder, this_process
 from dmlscale.tracking.provenance import cluster_tags, git_tags
+from dmlscale.tracking.run_file import known_run
+from dmlscale.tracking.spools import num_undelivered
+from dmlscale.tracking.store import dashboard_command, is_server, run_url
 from dmlscale.tracking.tracker import Status
 
 
@@ -25,6 +29,7 @@ def start_run(
     tags: Mapping[str, Any] | None = None,
     description: str = "",
     without: tuple[str, ...] = (),
+    if_unreachable: Literal["fail", "continue"] | None = None,
 ) -> str:
     """Makes the run in the tracking store, or continues the one of this folder.
 
@@ -37,11 +42,16 @@ def start_run(
         tags: beside those that every run has.
         description: Markdown, after what every run says.
         without: parameters to leave out.
+        if_unreachable: in place of ``tracking.if_unreachable``.
 
     Returns:
-        The id of the run.
+        The id of the run; empty if the store is away and has not made it yet.
+
+    Raises:
+        TrackingUnreachableError: the store is away, and the run shall not begin without it.
+        TrackingDeniedError: it refuses access.
     """
-    from dmlscale.tracking.mlflow import DatasetNote, start_or_continue
+    from dmlscale.tracking.mlflow import DatasetNote, begin_run
 
     assert config.run.name is not None
     d = config.data
@@ -49,11 +59,11 @@ def start_run(
     dataset = dataset_name(config)
     losses = loss_name(config)
     splits = ((d.train_split, "train"), (d.eval_split, "eval"), (d.gallery_split, "gallery"))
-    return start_or_continue(
+    return begin_run(
         uri,
+        folder,
         config.tracking.experiment,
         config.run.name,
-        key=str(folder),
         tags={**run_tags(config, folder, command), **(tags or {})},
         params={name: value for name, value in flat_params(config).items() if name not in without},
         description=f"**{losses}** on {dataset}, by `{command}`{description}",
@@ -62,7 +72,33 @@ def start_run(
             for split, context in splits
             if split is not None
         ],
+        if_unreachable=if_unreachable or config.tracking.if_unreachable,
+        say=_say,
     )
+
+
+def run_id_of(folder: Path) -> str:
+    """The id of the run of a folder; empty while its store has not made it."""
+    known = known_run(folder)
+    return "" if known is None else known.run_id
+
+
+def where_recorded(uri: str, folder: Path, experiment: str) -> list[str]:
+    """Lines that tell where to look at the run of a folder, or how to send it."""
+    known, left = known_run(folder), num_undelivered(folder)
+    lines = []
+    if left:
+        lines.append(f"tracking      {left:,} records are not delivered yet: `dmlscale sync {folder}` sends them")
+    if known is None:
+        return lines
+    lines.append(f"mlflow run    {known.run_id}  (experiment {experiment}, {uri})")
+    if is_server(uri):
+        return [*lines, f"dashboard     {run_url(uri, known.run_id)}"]
+    return [*lines, f"dashboard     {dashboard_command(uri)}", f"              then open {run_url(uri, known.run_id)}"]
+
+
+def _say(*, fault: str = "", message: str = "") -> None:
+    print(f"fault: {fault}" if fault else message, flush=True)
 
 
 def run_tags(config: Config, folder: Path, command: str) -> dict[str, Any]:
@@ -110,17 +146,34 @@ def flat_params(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def marked_failed_on_error(uri: str, run_id: str) -> Iterator[None]:
-    """A run whose block ends with an error is FAILED in the store, or KILLED if someone interrupted it."""
+def marked_failed_on_error(uri: str, folder: Path) -> Iterator[None]:
+    """A run whose block ends with an error is FAILED in the store, or KILLED if someone interrupted it.
+
+    Where the store is away, `dmlscale sync` says so later.
+
+    Args:
+        uri: of the store.
+        folder: of the run.
+    """
     try:
         yield
     except BaseException as error:
+        if read_holder(folder) not in (None, this_process()):  # another driver goes on with the run
+            raise
         from dmlscale.tracking.mlflow import end_run
 
         status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         with suppress(Exception):  # the error itself must not be hidden by a tracker that is gone
-            end_run(uri, run_id, status, f"{type(error).__name__}: {error}".splitlines()[0])
+            end_run(uri, folder, status, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
+
+
+def mark_stopped(uri: str, folder: Path) -> None:
+    """Says that a run was stopped on request, where no workers were there to say so."""
+    from dmlscale.tracking.mlflow import end_run
+
+    with suppress(Exception):  # what is left to say is sent by `dmlscale sync`
+        end_run(uri, folder, "KILLED", "stopped on request")
 
 
 def _digest(description: Mapping[str, Any]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import socket
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from dmlscale.data.loader import Position, TrainStream
-from dmlscale.data.reader import LossKind
-from dmlscale.data.skipped import KINDS
+from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.launch import build
@@ -28,12 +26,17 @@ from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.mining import Miner
 from dmlscale.launch.progress import Progress
 from dmlscale.launch.ranks import OverRanks
+from dmlscale.launch.recorder import open_tracker
 from dmlscale.launch.run_folder import check_same_dataset
-from dmlscale.launch.task import Task
+from dmlscale.launch.saving import RunSaver
+from dmlscale.launch.skipped_samples import SkippedCount
+from dmlscale.launch.skipped_steps import SkippedSteps
+from dmlscale.launch.task import HANDS_OVER, Task
+from dmlscale.launch.watchdog import Watch, watch_limits
 from dmlscale.models.embedder import Embedder
-from dmlscale.tracking.tracker import NullTracker, Tracker
 from dmlscale.training import checkpoint
 from dmlscale.training.loop import Hooks, run_loop
+from dmlscale.training.pace import SlowRanks
 from dmlscale.training.state import Record, tensors
 from dmlscale.training.step import Trainee
 
@@ -41,11 +44,18 @@ Report = Callable[[Mapping[str, float]], None]
 """Takes the figures of an evaluation; called on all ranks at the same step. It may end the process."""
 
 
-def work(task: Task, world: World, device: torch.device, *, report: Report | None = None) -> dict[str, Any]:
-    """Does the task; all ranks return the same result, in which rank 0 also names figures that could not be drawn."""
+def work(
+    task: Task, world: World, device: torch.device, *, report: Report | None = None, restartable: bool = False
+) -> dict[str, Any]:
+    """Does the task; all ranks return the same result, in which rank 0 also names figures that could not be drawn.
+
+    A process that waits for one that is lost, or hangs, is ended where it is ``restartable`` by whoever started it.
+    """
     if task.kind == "train":
-        return Training(task, world, device, report).run()
-    return evaluate_checkpoint(task, world, device)
+        return Training(task, world, device, report, restartable=restartable).run()
+    limits = watch_limits(task.settings.resources)
+    with Watch(None, world, device, limits, restartable=restartable, tell=print):
+        return evaluate_checkpoint(task, world, device)
 
 
 class Training:
@@ -56,13 +66,30 @@ class Training:
         world: the ranks.
         device: of this rank.
         report: who wants to know of evaluations; None for nobody.
+        restartable: see `work`.
     """
 
-    def __init__(self, task: Task, world: World, device: torch.device, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        world: World,
+        device: torch.device,
+        report: Report | None = None,
+        *,
+        restartable: bool = False,
+    ) -> None:
         self._task, self._world, self._device, self._report = task, world, device, report
         self._attempt = begin_attempt(task.attempts, world, device)
         self._say = Progress(task.progress, self._attempt, speaks=world.rank == 0).say
         self._config = task.settings
+        self._watch = Watch(
+            self._attempt,
+            world,
+            device,
+            watch_limits(self._config.resources),
+            restartable=restartable,
+            tell=lambda text: self._say(fault=text),
+        )
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
         check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
@@ -71,7 +98,9 @@ class Training:
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
         self._evaluated = build.evaluated(self._config, self._embedder, world, device)
         self._evaluator = Evaluator(self._config, self._index, world, device)
-        self._tracker = self._open_tracker()
+        self._tracker = open_tracker(task, world, self._say)
+        self._saver = RunSaver(task, world, self._attempt, say=self._say, tracker=self._tracker)
+        self._cost_before, self._since = 0.0, time.monotonic()
         self._miner = Miner(
             task,
             self._index,
@@ -80,32 +109,65 @@ class Training:
             device,
             say=lambda message: self._say(message=message),
             log=self._tracker.log_metrics,
+            rounds_in_use=self._saver.rounds_in_use,
         )
         self._ranks = OverRanks(world, device)
-        self._skipped: dict[int, LossKind] = {}
+        self._skipped = SkippedCount(self._ranks, message=lambda text: self._say(message=text))
+        self._skipped_steps = SkippedSteps(
+            self._config.train.max_skipped_steps,
+            Path(task.folder) / "skipped_steps",
+            self._index,
+            fault=lambda text: self._say(fault=text),
+            writes=world.rank == 0,
+        )
+        self._slow_ranks = SlowRanks(
+            self._ranks.texts(socket.gethostname()),
+            fault=lambda text: self._say(fault=text),
+            message=lambda text: self._say(message=text),
+        )
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
         self._tracker.log_artifact(Path(self._task.folder) / "config.yaml")
-        with build.build_stream(self._config, self._index, self._world, self._miner) as stream:
+        with self._watch, build.build_stream(self._config, self._index, self._world, self._mine) as stream:
             start = self._resume(stream)
             self._stream = stream
-            self._cost_before, self._since = self._cost_at(start), time.monotonic()
-            hooks = Hooks(self._log, self._evaluate, self._save, self._task.stop_file.exists)
+            hooks = Hooks(
+                self._log,
+                self._evaluate,
+                self._save,
+                self._task.is_stop_asked,
+                save_due=self._saver.is_due,
+                save_failed=self._saver.has_failed,
+                settle=self._saver.settle,
+                phase=self._watch.at,
+                skip=self._skipped_steps,
+                look_at_paces=self._slow_ranks.look,
+            )
             rhythm = build.build_rhythm(self._config)
             try:
                 end = run_loop(self._trainee, stream, rhythm, hooks, start, self._device)
+                self._saver.finish()
                 result: dict[str, Any] = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
-                result["skipped"] = dict(Counter(self._skipped.values()))
+                result["skipped"] = self._skipped.by_kind()
                 if not end.was_stopped:
                     result |= self._finish(end.step)
-            except BaseException as error:
-                self._tracker.finish("FAILED", f"{type(error).__name__}: {error}")
+            except BaseException:
+                self._saver.linger()
+                self._tracker.close()  # whether the run has failed is for the driver to say, which may start it again
                 raise
+        if end.was_stopped and not self._task.stop_file.exists():
+            self._tracker.close()  # others go on with the run at once
+            return result | {HANDS_OVER: True}
         self._tracker.finish(*(("KILLED", "stopped on request") if end.was_stopped else ("FINISHED", "")))
         return result
 
+    def _mine(self, round_number: int, *, is_new: bool) -> NeighborTable:
+        with self._watch.during("mining"):
+            return self._miner(round_number, is_new=is_new)
+
     def _finish(self, step: int) -> dict[str, Any]:
+        self._watch.at(step, "evaluation")
         average_buffers(self._embedder, self._world)
         everything = self._config.evaluation.report
         final = self._evaluator.finish(self._evaluated, everything=everything)
@@ -115,8 +177,7 @@ class Training:
         if everything:
             result["left_out"] |= self._draw(step, final)
             result["report"] = str(self._task.own_report)
-        newest = checkpoint.latest(self._task.checkpoints)
-        return result | {"checkpoint": str(newest)}
+        return result | {"checkpoint": self._saver.newest, "best": self._saver.best()}
 
     def _draw(self, step: int, final: FinalEvaluation) -> dict[str, str]:
         """Writes the report; returns what could not be drawn, and why."""
@@ -129,16 +190,20 @@ class Training:
         return written.left_out
 
     def _resume(self, stream: TrainStream) -> int:
-        newest = checkpoint.newest_for_all(self._task.checkpoints, self._world)
-        if newest is None:
+        with self._saver.newest_checkpoint() as newest:
+            record = None if newest is None else checkpoint.read_record(newest)
+            if newest is not None:
+                checkpoint.load(newest, self._tensors(), self._world, is_verified=True)
+        self._saver.check_place(self._tensors())
+        if record is None:
             if self._config.train.bank_start == "class_means" and self._trainee.objective.banks():
                 self._say(message="one pass over the training split: class banks start at class means")
                 self._trainee.objective.start_at_class_means(self._train_embeddings())
             return 0
-        record = checkpoint.read_record(newest)
-        checkpoint.load(newest, self._tensors(), self._world)
         stream.load_state_dict(record.position)
-        self._say(message=f"continuing at step {record.step} from {newest.name}, written by {record.num_ranks} workers")
+        self._skipped_steps.count, self._cost_before = record.skipped_steps, record.cost_s
+        name = Path(self._saver.newest or "").name
+        self._say(message=f"continuing at step {record.step} from {name}, written by {record.num_ranks} workers")
         return record.step
 
     @torch.no_grad()
@@ -152,7 +217,9 @@ class Training:
         return tensors(self._embedder, self._trainee.objective, self._trainee.optimizer, self._world)
 
     def _log(self, step: int, metrics: dict[str, float], position: Position) -> None:
-        metrics["data/skipped_samples"] = float(self._count_skipped())
+        metrics["data/skipped_samples"] = float(self._skipped.add(self._stream.skipped))
+        if self._skipped_steps.count:
+            metrics["train/skipped_steps"] = float(self._skipped_steps.count)
         if self._world.rank == 0:
             # Tells whether two runs saw the same global batch, without storing its ids.
             ids = np.sort(self._stream.global_ids(position))
@@ -165,18 +232,6 @@ class Training:
             )
             self._tracker.log_metrics(metrics, step)
 
-    def _count_skipped(self) -> int:
-        """Training samples left out so far, over all ranks; says so when there are more of them."""
-        new = torch.tensor(self._stream.skipped.take_new(), dtype=torch.int64).reshape(-1, 2)
-        new = self._ranks.gather(new)
-        # By row: in another epoch another rank may meet the same sample.
-        self._skipped |= {row: KINDS[kind] for row, kind in new.tolist()}
-        if len(new):
-            counts = Counter(self._skipped.values())
-            why = ", ".join(f"{count:,} x {kind}" for kind, count in counts.items())
-            self._say(message=f"{counts.total():,} training samples skipped so far: {why}")
-        return len(self._skipped)
-
     def _evaluate(self, step: int) -> None:
         average_buffers(self._embedder, self._world)
         self._tell(step, self._evaluator.model(self._evaluated)[0])
@@ -188,19 +243,14 @@ class Training:
         self._say(step=step, steps=self._config.train.steps, evaluation=metrics, cost_s=self._cost())
         if metrics["num_skipped"]:
             self._say(message=f"{metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped")
+        self._saver.evaluated(step, metrics)
         if self._report is not None:
+            self._watch.at(step, "report")
             self._report(metrics | {"step": step, "cost_s": self._cost()})
 
     def _cost(self) -> float:
         """Seconds of all workers that the run has taken so far, those before a resume included."""
         return self._cost_before + (time.monotonic() - self._since) * self._world.num_ranks
-
-    def _cost_at(self, start: int) -> float:
-        """What had been spent when the checkpoint of this step was written."""
-        if not start or not self._task.progress.exists():
-            return 0.0
-        entries = map(json.loads, self._task.progress.read_text().splitlines())
-        return next((e["cost_s"] for e in entries if "checkpoint" in e and e["step"] == start and "cost_s" in e), 0.0)
 
     def _save(self, step: int, position: dict[str, int]) -> None:
         average_buffers(self._embedder, self._world)
@@ -209,23 +259,8 @@ class Training:
             position=position,
             num_ranks=self._world.num_ranks,
             config=self._task.config,
-            tracking={"uri": self._task.tracking_uri, "run": self._task.tracking_run},
+            tracking={"uri": self._task.tracking_uri, "run": self._tracker.run_id or self._task.tracking_run},
+            skipped_steps=self._skipped_steps.count,
+            cost_s=self._cost(),
         )
-        keep = self._config.train.keep_checkpoints
-        path = checkpoint.save(
-            self._task.checkpoints, self._tensors(), record, self._world, keep=keep, attempt=self._attempt.number
-        )
-        self._tracker.set_tags({"dmlscale.checkpoint": str(path)})
-        self._say(step=step, steps=self._config.train.steps, checkpoint=str(path), cost_s=self._cost())
-
-    def _open_tracker(self) -> Tracker:
-        if self._world.rank != 0 or self._task.tracking_run is None:
-            return NullTracker()
-        from dmlscale.tracking.mlflow import MlflowTracker  # 3 s to import: on the one rank that needs it
-
-        return MlflowTracker(
-            self._task.tracking_uri,
-            self._task.tracking_run,
-            Path(self._task.folder) / "tracking.jsonl",
-            system_interval_s=self._config.tracking.system_metrics_every_s,
-        )
+        self._saver.save(record, self._tensors())

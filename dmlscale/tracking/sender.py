@@ -1,50 +1,114 @@
-"""A thread that empties a spool into a receiver, for as long as it takes, without anyone waiting for it."""
+"""A thread that empties spools into a receiver, for as long as it takes, without anyone waiting for it."""
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from dmlscale.redaction import shown
-from dmlscale.tracking.spool import Record, Spool
+from dmlscale.tracking.spool import Record
 
 logger = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence[Record]], None]
 """Sends records in order. Raises if they may not have arrived; then the same ones come again."""
 
+
+class Source(Protocol):
+    """Where records are: `Spools`."""
+
+    @property
+    def num_pending(self) -> int:
+        """Records that have not arrived."""
+        ...
+
+    def is_current(self) -> bool:
+        """Whether it is still this process that sends them."""
+        ...
+
+    def pending(self, limit: int) -> list[Record]:
+        """The oldest that have not arrived, at most ``limit``."""
+        ...
+
+    def confirm(self, last: Record) -> None:
+        """Everything up to ``last`` has arrived."""
+        ...
+
+
+class Say(Protocol):
+    """Tells the user what went wrong (``fault``), or that it is over (``message``)."""
+
+    def __call__(self, *, fault: str = ..., message: str = ...) -> None:
+        """One line, by its kind."""
+        ...
+
+
+def log_it(*, fault: str = "", message: str = "") -> None:
+    """Says it in the log, where nobody else listens."""
+    logger.warning("%s", fault or message)
+
+
 RECORDS_PER_BATCH = 1000
+_CAUSE = re.compile(
+    r"(?:\[Errno -?\d+\] )?(Connection refused|Name or service not known|No route to host|"
+    r"Network is unreachable|Connection reset by peer|Read timed out|timed out)"
+)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_HOPELESS_S = 5.0
 
 
 class Sender:
-    """Owns the thread; does not own the spool. `stop` it.
+    """Owns the thread; does not own the source. `stop` it.
+
+    It ends by itself when another process has taken over.
 
     Args:
-        spool: where the records are.
+        source: where the records are.
         deliver: the receiver. May be slow, may block, may fail.
         interval_s: how long records are collected before they are sent.
+        say: who is told, once, that the receiver is away, and that it is back.
+        is_known_away: whether the first has been said already.
     """
 
-    def __init__(self, spool: Spool, deliver: Deliver, *, interval_s: float = 1.0) -> None:
-        self._spool = spool
+    def __init__(
+        self,
+        source: Source,
+        deliver: Deliver,
+        *,
+        interval_s: float = 1.0,
+        say: Say = log_it,
+        is_known_away: bool = False,
+    ) -> None:
+        self._source = source
         self._deliver = deliver
         self._interval_s = interval_s
+        self._say = say
         self._hurry = threading.Event()
         self._stopped = threading.Event()
+        self._is_failing = is_known_away
+        self.is_superseded = False
+        self.last_error = ""
         # A daemon: a receiver that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="tracking-sender", daemon=True)
         self._thread.start()
 
     def drain(self, timeout_s: float) -> int:
-        """Send everything now; returns the number of records still pending when the time is over."""
-        deadline = time.monotonic() + timeout_s
+        """Send everything now; returns the number of records still pending when the time is over.
+
+        A receiver that is away now and does not come back within 5 s is not waited for any longer.
+        """
+        start = time.monotonic()
         self._hurry.set()
-        while self._spool.num_pending and time.monotonic() < deadline and self._thread.is_alive():
+        while self._source.num_pending and self._thread.is_alive():
+            waited = time.monotonic() - start
+            if waited > timeout_s or (self.last_error and waited > _HOPELESS_S):
+                break
             time.sleep(0.02)
-        return self._spool.num_pending
+        return self._source.num_pending
 
     def stop(self, timeout_s: float = 1.0) -> bool:
         """Ask the thread to end; whether it has."""
@@ -54,24 +118,26 @@ class Sender:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        pause, is_failing = _FIRST_PAUSE_S, False
-        while not self._stopped.is_set():
+        pause = _FIRST_PAUSE_S
+        while not self._stopped.is_set() and not self.is_superseded:
             try:
-                more = self._send_some()
+                num_sent = self._send_some()
             except Exception as error:  # whatever is wrong with the receiver must not end the training
-                if not is_failing:
-                    logger.warning(
-                        "tracking: not reachable (%s); the training goes on, and what it records waits in %s",
-                        _first_line(error), self._spool.path,
-                    )  # fmt: skip
-                is_failing = True
+                self.last_error = first_line(error)
+                if not self._is_failing:
+                    self._say(
+                        fault=f"tracking: the store cannot be reached ({self.last_error}): the training goes on, and "
+                        "what it records waits on disk"
+                    )
+                self._is_failing = True
                 self._rest(pause, hurried_s=min(pause, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 continue
-            if is_failing:
-                logger.warning("tracking: reachable again")
-            is_failing, pause = False, _FIRST_PAUSE_S
-            if not more:
+            if num_sent:
+                if self._is_failing:
+                    self._say(message="tracking: the store is reachable again, and gets what has waited")
+                self._is_failing, pause, self.last_error = False, _FIRST_PAUSE_S, ""
+            if num_sent < RECORDS_PER_BATCH:
                 self._rest(self._interval_s, hurried_s=0.02)
 
     def _rest(self, seconds: float, *, hurried_s: float) -> None:
@@ -81,16 +147,22 @@ class Sender:
         else:
             self._hurry.wait(seconds)
 
-    def _send_some(self) -> bool:
-        if not self._spool.num_pending:
-            return False
-        records = self._spool.pending(RECORDS_PER_BATCH)
+    def _send_some(self) -> int:
+        records = self._source.pending(RECORDS_PER_BATCH) if self._source.num_pending else []
+        if not self._source.is_current():
+            self.is_superseded = True
+            return 0
         if records:
             self._deliver(records)
-            self._spool.confirm(records[-1])
-        return len(records) == RECORDS_PER_BATCH
+            self._source.confirm(records[-1])
+        return len(records)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What is wrong, in one line without secrets."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {shown(lines[0])[:200]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # The client wraps the cause, such as "[Errno 111] Connection refused", into the whole history of its request.
+    cause = _CAUSE.findall(lines[0])
+    return cause[-1] if cause else f"{type(error).__name__}: {shown(lines[0])[:200]}"

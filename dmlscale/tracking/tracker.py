@@ -12,7 +12,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """A run that is being recorded. Every verb returns at once; only `finish` may wait.
+    """A run that is being recorded. Every verb returns at once; only `finish` and `close` may wait.
 
     Metric names make the sections of a dashboard: `train/loss`, `eval/<split>/recall_at_1`, `system/...`,
     `data/wait_fraction`. A metric has one value per step, and its steps only grow: a step that is not larger
@@ -21,7 +21,7 @@ class Tracker(Protocol):
 
     @property
     def run_id(self) -> str:
-        """The run's id in its store; empty if there is none."""
+        """The run's id in its store; empty if there is none, or while the store could not be reached yet."""
         ...
 
     @property
@@ -61,6 +61,14 @@ class Tracker(Protocol):
         """
         ...
 
+    def close(self) -> int:
+        """Close the tracker of a run that another process goes on with, or will end; waits for 2 s at most.
+
+        Returns:
+            The number of records that are kept for that process.
+        """
+        ...
+
 
 class NullTracker:
     """Records nothing: ranks other than 0, and runs without tracking."""
@@ -87,5 +95,9 @@ class NullTracker:
         """Nothing."""
 
     def finish(self, status: Status = "FINISHED", reason: str = "") -> int:
+        """Nothing."""
+        return 0
+
+    def close(self) -> int:
         """Nothing."""
         return 0

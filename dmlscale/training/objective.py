@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,16 @@ class Objective(nn.Module):
         """Moves banks that have a rule of their own, after the optimizer's step."""
         for loss in self.losses():
             loss.step_bank()
+
+    def undoer(self) -> Callable[[], None]:
+        """What brings back the present state of all losses, but for parameters; see `GlobalLoss.undoer`."""
+        undoers = [loss.undoer() for loss in self.losses()]
+
+        def undo() -> None:
+            for each in undoers:
+                each()
+
+        return undo
 
     def metrics(self) -> dict[str, Tensor]:
         """What the losses have to say of their banks, () each; all ranks call it together."""

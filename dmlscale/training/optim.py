@@ -134,8 +134,12 @@ def set_learning_rates(optimizer: Optimizers, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, world: World) -> None:
+def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, world: World) -> Tensor:
     """Clips the norm of the whole gradient: the embedder's, equal on all ranks or in shards, and all ranks' banks.
+
+    Returns:
+        () float64 the norm before, the same on all ranks. Where it is not finite, a number of the gradient is not, on
+        some rank; the gradient is then left as it is.
 
     Communication: one all-reduce of a scalar if there is a bank, and one if the embedder is in shards.
     """
@@ -147,9 +151,12 @@ def clip_gradients(embedder: nn.Module, objective: Objective, max_norm: float, w
         nothing = square.new_zeros(())
         local = torch.stack([nothing, *(g.double().square().sum() for g in sharded)]).sum()
         square = square + sum_over_ranks(local, world)
-    factor = (max_norm / (square.sqrt() + 1e-6)).clamp_max(1.0)
+    norm = square.sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
+    factor = torch.where(torch.isfinite(norm), factor, torch.ones_like(factor))
     for gradient in shared + sharded:
         gradient.mul_(factor.to(gradient.dtype))
+    return norm
 
 
 def _values(parameter: nn.Parameter) -> Tensor:

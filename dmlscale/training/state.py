@@ -31,6 +31,7 @@ class Record:
         num_ranks: W of the run that wrote it; it may be read at any other.
         config: the resolved config.
         tracking: what the tracker needs to continue the same run.
+        cost_s: seconds of all workers that the run has taken up to there.
         skipped_steps: of which the loss or gradient was not finite, so far.
     """
 
@@ -40,6 +41,7 @@ class Record:
     config: dict[str, Any]
     tracking: dict[str, Any]
     skipped_steps: int = 0
+    cost_s: float = 0.0
 
 
 def tensors(embedder: nn.Module, objective: Objective, optimizer: Optimizers | None, world: World) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dmlscale.data.types import Batch
 from dmlscale.distributed.world import World
 from dmlscale.training.accumulate import backward_in_two_passes
+from dmlscale.training.nonfinite import KeptBuffers, NotFiniteError, is_finite
 from dmlscale.training.objective import Objective
 from dmlscale.training.optim import Schedule, clip_gradients, set_learning_rates
 from dmlscale.training.optimizers import Optimizers
@@ -31,19 +33,34 @@ class Trainee:
     seed: int = 0  # of dropout and the like
     reproducible: bool = False  # the same bits at any number of ranks: training/reproducible.py
     micro_batch: int | None = None  # most samples in the network at a time: training/accumulate.py
+    kept: KeptBuffers = field(init=False)  # of the model before the step
+
+    def __post_init__(self) -> None:
+        self.kept = KeptBuffers(self.model)
 
 
-def train_step(trainee: Trainee, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def train_step(
+    trainee: Trainee, batch: Batch, step: int, embedded: Callable[[], None] = lambda: None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimizer step on this rank's part of the global batch.
 
     Args:
         trainee: what is trained.
         batch: this rank's samples.
         step: number of steps done before.
+        embedded: called when this rank has asked for its embeddings, before it waits for those of others.
 
     Returns:
         () the loss of the global batch, the same on every rank and not yet fetched from the device; terms by name.
+
+    Raises:
+        NotFiniteError: the loss or a gradient is not finite, on all ranks alike. Parameters, optimizer, buffers, banks
+            and memories are then as they were before.
+
+    Communication: that of the losses; the sum of the model's gradient; that of `clip_gradients` or of `is_finite`.
     """
+    trainee.kept.keep()
+    undo = trainee.objective.undoer()
     set_learning_rates(trainee.optimizer, trainee.schedule(step))
     trainee.optimizer.zero_grad()
     # Reproducible: a stream's samples go through the network together, whichever rank they are on.
@@ -56,7 +73,11 @@ def train_step(trainee: Trainee, batch: Batch, step: int) -> tuple[Tensor, dict[
             embeddings: Tensor = trainee.model(part.images)  # (m, d)
         return embeddings
 
+    seen: list[Tensor] = []
+
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        embedded()
+        seen.append(embeddings.detach())
         return trainee.objective(embeddings, batch.labels, batch.ids, step)  # () over all ranks' samples
 
     if trainee.micro_batch is not None:
@@ -68,8 +89,18 @@ def train_step(trainee: Trainee, batch: Batch, step: int) -> tuple[Tensor, dict[
     else:
         loss, terms = loss_of(forward(parts[0][0]))
         loss.backward()
-    if trainee.clip_norm is not None:
-        clip_gradients(trainee.model, trainee.objective, trainee.clip_norm, trainee.world)
+    if not _can_step(trainee, loss):
+        undo()
+        trainee.kept.bring_back()
+        raise NotFiniteError(loss.detach(), terms, seen[0])
     trainee.optimizer.step()
     trainee.objective.step_banks()
     return loss.detach(), terms
+
+
+def _can_step(trainee: Trainee, loss: Tensor) -> bool:
+    """Clips, and tells whether all is finite. On a GPU this waits for the backward pass, once a step."""
+    if trainee.clip_norm is None:
+        return is_finite(loss.detach(), trainee.model, trainee.objective, trainee.world)
+    norm = clip_gradients(trainee.model, trainee.objective, trainee.clip_norm, trainee.world)  # tells it as well
+    return bool(torch.isfinite(loss.detach()) & torch.isfinite(norm))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dmlscale.config.schema import Config
 from dmlscale.launch.tracked import dataset_name, run_tags
-from dmlscale.tracking.mlflow import close_child, end_run, experiment_of, start_or_continue, update_parent
+from dmlscale.tracking.mlflow import begin_run, end_run, experiment_of, update_parent
+from dmlscale.tracking.spools import holds_spools
 from dmlscale.tracking.store import charts_path, compare_path, model_path, run_path
 from dmlscale.tracking.tracker import Status
 from dmlscale.tuning.config import Sweep, SweepConfig
@@ -31,22 +32,24 @@ class Parent:
         run_id: there.
         experiment_id: there.
         name: of the sweep.
+        folder: of the sweep.
     """
 
     uri: str
     run_id: str
     experiment_id: str
     name: str
+    folder: Path
 
     @classmethod
     def open(cls, sweep: Sweep, config: Config, uri: str, name: str, folder: Path, tags: Mapping[str, str]) -> Parent:
         """The run of this sweep; found again by its folder."""
         settings = sweep.settings.model_dump(mode="json", exclude={"name"})
-        run_id = start_or_continue(
+        run_id = begin_run(
             uri,
+            folder,
             config.tracking.experiment,
             name,
-            key=str(folder),
             tags={**run_tags(config, folder, command_of(sweep)), **tags, "sweep.stage": "sweep"},
             params={
                 **{f"sweep.{key}": value for key, value in settings.items()},
@@ -54,17 +57,19 @@ class Parent:
             },
             description=f"Sweep on {dataset_name(config)}, by `{command_of(sweep)}`: under way.",
         )
-        return cls(uri, run_id, experiment_of(uri, run_id), name)
+        return cls(uri, run_id, experiment_of(uri, run_id), name, folder)
 
     def end(self, status: Status, reason: str = "") -> None:
-        """Sets how the sweep ended."""
-        end_run(self.uri, self.run_id, status, reason)
+        """Sets how the sweep ended; where the store is away, `dmlscale sync` does so later."""
+        delivery = end_run(self.uri, self.folder, status, reason)
+        if delivery.problem:
+            print(f"tracking      not all is delivered ({delivery.problem}): `dmlscale sync {self.folder}` sends it")
 
     def close_child(self, outcome: Outcome) -> None:
         """Ends the run of a trial whose processes are gone."""
-        if outcome.run_id:
-            status: Status = "FAILED" if outcome.status == "failed" else "KILLED"
-            close_child(self.uri, outcome.run_id, Path(outcome.folder), status, outcome.reason)
+        folder = Path(outcome.folder)
+        if holds_spools(folder):
+            end_run(self.uri, folder, "FAILED" if outcome.status == "failed" else "KILLED", outcome.reason)
 
     def compare_path(self, outcomes: Sequence[Outcome], settings: SweepConfig) -> str:
         """The page that compares evaluated trials, at most 50: it offers only metrics that all of its runs have."""
@@ -101,7 +106,7 @@ class Parent:
             metrics[f"final/{split}/{settings.metric}_defaults"] = comparison.defaults.mean
         update_parent(
             self.uri,
-            self.run_id,
+            self.folder,
             description=self._description(sweep, outcomes, final, winner, comparison),
             tags=tags,
             metrics=metrics,

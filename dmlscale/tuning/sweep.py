@@ -22,6 +22,7 @@ from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.cluster import check_resources, ray_cluster, runs_at_once
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.lease import held
 from dmlscale.launch.models.export import export_of_run
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking.provenance import cluster_tags, git_tags
@@ -58,7 +59,7 @@ def tune(config_file: str, overrides: list[str], *, resume: bool) -> int:
     uri = resolve_uri(base.tracking.uri, folder=Path(base.run.folder).parent)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config_file).stem).lstrip("._-") or "sweep"
     folder = Path(base.run.folder) / (sweep.settings.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    with sweep_folder(folder, sweep, resume=resume):
+    with sweep_folder(folder, sweep, resume=resume), held(folder):
         if (folder / DONE_FILE).exists():
             print(f"{folder} is complete: nothing is left to do")
             return 0
@@ -76,7 +77,7 @@ def tune(config_file: str, overrides: list[str], *, resume: bool) -> int:
             write_json(folder / SWEEP_FILE, sweep.as_values())
             run = _Run(sweep, base, any_trial, folder, parent, tags)
             print(f"sweep {folder.name}  {run.at_once} trial(s) at a time  folder {folder}", flush=True)
-            with marked_failed_on_error(uri, parent.run_id), _terminated_like_interrupted():
+            with marked_failed_on_error(uri, folder), _terminated_like_interrupted():
                 return run.both_stages(trials)
 
 

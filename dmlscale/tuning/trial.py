@@ -14,6 +14,7 @@ from dmlscale.launch import preflight, run_folder
 from dmlscale.launch.build import open_index
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import start_run
+from dmlscale.tracking.run_file import known_run
 from dmlscale.tuning.loss_keys import NAME
 from dmlscale.tuning.outcomes import Outcome, Status
 
@@ -70,6 +71,7 @@ def train_trial(name: str, values: dict[str, Any], drawn: dict[str, Any], place:
         tags={**place.tags, "mlflow.parentRunId": place.parent_run, "sweep.stage": place.stage, "sweep.trial": name},
         description=f" ({place.stage})",
         without=("run.name", "run.folder", *_unsearched_options(config, drawn)),
+        if_unreachable="continue",  # the sweep has begun: a store that is away does not end it
     )
     write_json(folder / TRIAL_FILE, {"drawn": drawn, "run_id": run_id})
     preflight.check_cheap(config)
@@ -118,6 +120,7 @@ def read_outcome(folder: Path) -> Outcome:
         if "evaluation" in entry:
             curve[entry["step"]] = {**entry["evaluation"], "cost_s": entry["cost_s"]}
     points = tuple(sorted(curve.items()))
+    known = known_run(folder)  # a store that was away at the trial's start has made its run later
     return Outcome(
         trial=folder.name,
         status=end.get("status", "running" if told else "pending"),
@@ -125,7 +128,7 @@ def read_outcome(folder: Path) -> Outcome:
         drawn=told.get("drawn", {}),
         curve=points,
         seconds=end.get("seconds", points[-1][1]["cost_s"] if points else 0.0),
-        run_id=told.get("run_id", ""),
+        run_id=told.get("run_id") or (known.run_id if known else ""),
         folder=str(folder),
     )
 

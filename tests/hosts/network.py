@@ -118,6 +118,10 @@ class Hosts:
                 self._on(name, command, env), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
 
+    def first_process(self, name: str) -> int:
+        """The number that this machine has for a host's PID 1."""
+        return _only_child(self._first[name].pid)
+
     def cut(self, name: str) -> None:
         """Pulls the network cable of a host."""
         _ip("-n", self._switch, "link", "set", name, "down")
@@ -199,7 +203,7 @@ class Hosts:
         self.names_file(name).write_text("\n".join(lines) + "\n")
 
     def _on(self, name: str, command: Sequence[str], env: Mapping[str, str] | None) -> list[str]:
-        target = str(_only_child(self._first[name].pid))
+        target = str(self.first_process(name))
         variables = [f"{key}={value}" for key, value in {"HOME": str(self.home(name)), **(env or {})}.items()]
         enter = ["nsenter", "-t", target, "-m", "-u", "-i", "-p", "-n", f"--wd={os.getcwd()}"]
         return [*enter, "env", *variables, *map(str, command)]

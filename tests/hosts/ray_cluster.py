@@ -22,7 +22,7 @@ class RayOnHosts:
 
     Args:
         hosts: that are up.
-        cpus: that each node announces, whatever the machine has.
+        cpus: that each node announces, whatever the machine has; of one node by its name in ``cpus_of``.
         env: further variables of every node; of one node by its name in ``env_of``.
         env_of: by host.
         prefix_of: words before the ``ray`` command of a host, e.g. ``("prlimit", "--nofile=512")``.
@@ -34,6 +34,7 @@ class RayOnHosts:
         hosts: Hosts,
         *,
         cpus: float = 1,
+        cpus_of: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
         env_of: Mapping[str, Mapping[str, str]] | None = None,
         prefix_of: Mapping[str, Sequence[str]] | None = None,
@@ -43,7 +44,7 @@ class RayOnHosts:
         self.head = hosts.names[0]
         self.address = f"{hosts.address(self.head)}:6379"
         self.dashboard = f"http://{hosts.address(self.head)}:8265"
-        self._cpus = cpus
+        self._cpus, self._cpus_of = cpus, cpus_of or {}
         self._env, self._env_of, self._prefix_of = dict(env or {}), env_of or {}, prefix_of or {}
         self._only = hosts.names if only is None else only
 
@@ -80,7 +81,8 @@ class RayOnHosts:
         Raises:
             RuntimeError: it did not start; with its output.
         """
-        own = ["--node-ip-address", self.hosts.address(name), "--num-cpus", f"{self._cpus:g}", "--disable-usage-stats"]
+        cpus = self._cpus_of.get(name, self._cpus)
+        own = ["--node-ip-address", self.hosts.address(name), "--num-cpus", f"{cpus:g}", "--disable-usage-stats"]
         own += ["--object-store-memory", str(_OBJECT_STORE)]
         if name == self.head:
             role = ["--head", "--port=6379", "--include-dashboard=true", f"--dashboard-host={self.hosts.address(name)}"]
@@ -90,6 +92,15 @@ class RayOnHosts:
         done = self.hosts.run(name, command, env=self.environment(name), timeout=180)
         if done.returncode != 0:
             raise RuntimeError(f"Ray did not start on {name}:\n{done.stdout}")
+
+    def rejoin(self, name: str) -> None:
+        """Starts Ray on a host anew, whatever is left there of the one that the head has given up.
+
+        Raises:
+            RuntimeError: it did not start; with its output.
+        """
+        self._stop(name)
+        self.join(name)
 
     def _stop(self, name: str) -> None:
         # On a host that is off or cut off there is nothing to stop, or nobody to tell it.

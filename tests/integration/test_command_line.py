@@ -90,14 +90,18 @@ def test_killed_after_a_checkpoint_it_continues_as_if_nothing_was(config_file: P
     run("train", config_file, "run.name=whole", *quiet)
     folder = tmp_path / "runs" / "killed"
     process = start("train", config_file, "run.name=killed", *quiet)
-    wait_for(lambda: list(folder.glob("checkpoints/step_*")), process)
+    wait_for(lambda: list(folder.glob("checkpoints/step_*/record.json")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    refused = run("train", config_file, "run.name=killed", *quiet, check=False)
+    refused = run("train", config_file, "run.name=killed", *quiet, "optim.head_lr=1e-3", check=False)
     assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    done = run("train", config_file, "run.name=killed", *quiet, "--resume")
+    assert "of other settings (optim.head_lr=0.002 there, 0.001 here): add --resume" in refused.stderr
+    done = run("train", config_file, "run.name=killed", *quiet)
+    assert "(it was not finished)" in done.stdout
     assert "continuing at step" in done.stdout
+    finished = run("train", config_file, "run.name=killed", *quiet, check=False)
+    assert finished.returncode == 2
+    assert "finished at step 40: choose another run.name" in finished.stderr
     whole = tmp_path / "runs" / "whole"
     assert batches(folder) == batches(whole)
     assert curve(folder) == pytest.approx(curve(whole), rel=1e-6)
@@ -205,5 +209,5 @@ def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str], confi
     assert main(["train", str(config_file), "train.steps=2", "evaluation.raw_pixels=false", "--local"]) == 0
     folder = next((tmp_path / "runs" / "small" / "checkpoints").glob("step_*"))
     capsys.readouterr()
-    os.truncate(folder / ".metadata", 10)
+    os.truncate(next(folder.glob("*.safetensors")), 10)
     assert "damaged" in refuse(capsys, "evaluate", folder, "--local")

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.distributed.pool import GlooPool
@@ -39,32 +38,6 @@ def test_two_ray_workers_follow_the_curve_of_one_process(
     assert curve(folder) == pytest.approx(curve(alone.folder), rel=1e-4)
     measured = json.loads(figures.read_text())["metrics"]["recall_at_1"]
     assert measured == pytest.approx(reference["metrics"]["recall_at_1"], abs=0.01)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_restarted_from_the_last_checkpoint(
-    gloo_pool: GlooPool, config_file: Path, tmp_path: Path
-) -> None:
-    steps = "train.steps=300"
-    alone = task_of(config_file, "alone", steps)
-    gloo_pool.run(1, work_on_rank, alone)
-    folder = tmp_path / "runs" / "hurt"
-    process = start(config_file, "run.name=hurt", "resources.workers=2", "resources.max_failures=2", steps)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/step_*")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
-    workers = workers or [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
-    os.kill(workers[-1].pid, signal.SIGKILL)
-    output = process.communicate(timeout=250)[0]
-    assert process.returncode == 0, output
-    assert "continuing at step" in output
-    assert batches(folder) == batches(alone.folder)
-    assert curve(folder) == pytest.approx(curve(alone.folder), rel=1e-4)
 
 
 @pytest.mark.slow

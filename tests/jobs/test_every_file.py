@@ -151,6 +151,21 @@ def test_one_version_of_ray_and_of_the_package() -> None:
     assert images == {dmlscale.__version__}
 
 
+@pytest.mark.parametrize("path", ["slurm.sbatch", "ray_up.yaml", "kuberay/rayjob.yaml", "kuberay/raycluster.yaml"])
+def test_a_node_that_is_cut_off_is_noticed_soon(path: str) -> None:
+    """Every head that is started here is told when to give a node up, in the words that this Ray knows."""
+    from ray import _raylet as compiled
+
+    text = (JOBS / path).read_text()
+    found = dict(re.findall(r"RAY_(health_check_\w+?)(?:=|, value: \")(\d+)", text))
+    assert set(found) == {f"health_check_{name}" for name in ("period_ms", "timeout_ms", "failure_threshold")}
+    period, timeout, threshold = (
+        int(found[f"health_check_{k}"]) for k in ("period_ms", "timeout_ms", "failure_threshold")
+    )
+    assert 20 <= (period + timeout) * threshold / 1000 <= 30
+    assert all(hasattr(compiled.Config, name) for name in found)  # type: ignore[attr-defined]  # its stub leaves it out
+
+
 def tool(program: str) -> str:
     """A checker that comes with the development packages."""
     found = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -59,6 +59,43 @@ def test_it_waits_until_the_run_has_saved(pod: Hosts, run: Path, title: str) -> 
     assert process.wait(timeout=10) == 0
 
 
+def test_a_pod_of_workers_tells_ray_and_the_run_goes_on(pod: Hosts, run: Path) -> None:
+    """In the place of Ray and of the driver that hears of it: a program that notes its words and ends the worker."""
+    told = run.parent / "told"
+    program = run.parent / "programs" / "ray"
+    program.parent.mkdir()
+    program.write_text(f'#!/usr/bin/env bash\necho "$@" >"{told}"\ntouch "{run}/stop-requested"\n')
+    program.chmod(0o755)
+    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=1)
+    done = pod.run("n0", [*HOOK, str(run), "60"], env={"PATH": f"{program.parent}:/usr/bin:/bin"})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert process.wait(timeout=10) == 0
+    words = told.read_text()
+    assert words.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
+    assert words.endswith(" --deadline-remaining-seconds 60\n")
+
+
+def test_where_the_run_was_started_it_stops(pod: Hosts, run: Path) -> None:
+    program = run.parent / "programs" / "ray"
+    program.parent.mkdir()
+    program.write_text("#!/usr/bin/env bash\nexit 0\n")
+    program.chmod(0o755)
+    process = start(pod, run, title="/usr/local/bin/dmlscale", seconds=1)
+    done = pod.run("n0", [*HOOK, str(run), "60"], env={"PATH": f"{program.parent}:/usr/bin:/bin"})
+    assert done.returncode == 0
+    assert (run / "saved").exists()  # it was asked by the file: the program that is there in Ray's place asks nobody
+    assert process.wait(timeout=10) == 0
+
+
+def test_ray_knows_the_words() -> None:
+    """The command is hidden in Ray's help, so its options may change."""
+    program = str(Path(sys.executable).parent / "ray")
+    done = subprocess.run([program, "drain-node", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for word in ("--reason ", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message ", "--deadline-remaining-seconds "):
+        assert word in done.stdout, done.stdout
+
+
 def test_it_does_not_wait_for_ever(pod: Hosts, run: Path) -> None:
     process = start(pod, run, title="ray::RayTrainWorker.train", seconds=5)
     done = pod.run("n0", [*HOOK, str(run), "2"])

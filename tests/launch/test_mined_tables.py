@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dmlscale.data.planning.mined_plan import NeighborTable
+from dmlscale.distributed.world import World
 from dmlscale.launch.mined_tables import TableStore
+from dmlscale.training import checkpoint
 from dmlscale.training.state import Record
 
 
@@ -20,14 +21,17 @@ def table_of(seed: int) -> NeighborTable:
 
 def write_checkpoint(folder: Path, step: int, round_number: int) -> None:
     record = Record(step, {"epoch": round_number, "step": 1}, 1, {}, {})
-    path = folder / "checkpoints" / f"step_{step:08d}"
-    path.mkdir(parents=True)
-    (path / "record.json").write_text(json.dumps(dataclasses.asdict(record)))
+    checkpoint.save(folder / "checkpoints", {"weight": torch.zeros(1)}, record, World(), keep=100)
+
+
+def rounds_of(folder: Path) -> set[int]:
+    """Those in which the checkpoints in a folder were written."""
+    return {checkpoint.read_record(path).position["epoch"] for path in checkpoint.list_checkpoints(folder)}
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> TableStore:
-    return TableStore(tmp_path / "mined", tmp_path / "checkpoints")
+    return TableStore(tmp_path / "mined", lambda: rounds_of(tmp_path / "checkpoints"))
 
 
 def test_what_is_written_is_read(store: TableStore) -> None:
@@ -64,3 +68,12 @@ def test_the_newest_and_those_that_checkpoints_need_are_kept(store: TableStore, 
     assert sorted(path.name for path in (tmp_path / "mined").iterdir()) == [
         f"round_{number:08d}.npz" for number in (1, 5, 7)
     ]
+
+
+def test_a_checkpoint_that_cannot_be_read_may_need_any_table(store: TableStore, tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_checkpoint(tmp_path, 10 * number, number)
+        store.write(number, table_of(number))
+    (tmp_path / "checkpoints" / "step_00000010" / "record.json").write_text("{")
+    store.write(3, table_of(3))
+    assert all(store.path(number).is_file() for number in (1, 2, 3))

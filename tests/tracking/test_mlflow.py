@@ -1,7 +1,6 @@
 import json
 import logging
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,21 @@ from dmlscale.tracking.mlflow import (
     DatasetNote,
     MlflowTracker,
     TrackingUnreachableError,
+    begin_run,
     end_run,
-    replay_spool,
+    send_rest,
     start_or_continue,
 )
-from dmlscale.tracking.spool import Spool
+from dmlscale.tracking.spools import forget_sent, num_undelivered, read_all
+from tests.tracking.small_disk import SmallDisk
 
 
-def _new_run(uri: str, **options: Any) -> str:
-    return start_or_continue(uri, "tests", "run", key=uuid.uuid4().hex, **options)
+def _new_run(uri: str, folder: Path, experiment: str = "tests") -> str:
+    return begin_run(uri, folder, experiment, "run", tags={}, params={})
 
 
-def _tracker(uri: str, run_id: str, folder: Path, **options: Any) -> MlflowTracker:
-    return MlflowTracker(uri, run_id, folder / "spool.jsonl", **{"system_interval_s": None, **options})
+def _tracker(uri: str, folder: Path, **options: Any) -> MlflowTracker:
+    return MlflowTracker(uri, folder, **{"system_interval_s": None, **options})
 
 
 def _history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -40,7 +41,8 @@ def test_run_is_made_once_and_continued_by_its_key(sqlite_uri: str, caplog: pyte
         params={"optim.lr": 1e-3, "text": "x" * 7000} | {f"p{i}": i for i in range(150)},
         description="# hello", datasets=[data],
     )  # fmt: skip
-    end_run(sqlite_uri, first, "FAILED", "node lost")
+    MlflowClient(sqlite_uri).set_terminated(first, "FAILED")
+    MlflowClient(sqlite_uri).set_tag(first, "dmlscale.reason", "node lost")
     other = start_or_continue(sqlite_uri, "tests", "other", key="out/2")
     again = start_or_continue(
         sqlite_uri, "tests", "again", key="out/1", params={"optim.lr": 2e-3, "new": 1}, datasets=[data]
@@ -48,6 +50,7 @@ def test_run_is_made_once_and_continued_by_its_key(sqlite_uri: str, caplog: pyte
     assert again == first != other
     run = MlflowClient(sqlite_uri).get_run(first)
     assert run.info.status == "RUNNING"
+    assert "dmlscale.reason" not in run.data.tags
     assert run.info.run_name == "first"
     assert len(run.data.params) == 153
     assert run.data.params["optim.lr"] == "0.001"
@@ -64,8 +67,8 @@ def test_run_is_made_once_and_continued_by_its_key(sqlite_uri: str, caplog: pyte
 
 
 def test_everything_logged_is_on_the_run(sqlite_uri: str, tmp_path: Path) -> None:
-    run_id = _new_run(sqlite_uri)
-    tracker = _tracker(sqlite_uri, run_id, tmp_path, system_interval_s=0.1)
+    run_id = _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path, system_interval_s=0.1)
     for step in range(30):
         tracker.log_metrics({"train/loss": 1 / (step + 1), "train/what?": float(step)}, step)
     tracker.log_metrics({"train/loss": float("nan"), "eval/x": float("inf")}, 30)
@@ -94,12 +97,12 @@ def test_everything_logged_is_on_the_run(sqlite_uri: str, tmp_path: Path) -> Non
     assert [file.path for file in client.list_artifacts(run_id, "gallery")] == ["gallery/step_1.png"]
     for name in ("x.txt", "kept/folder/x.txt"):
         assert Path(client.download_artifacts(run_id, name, str(tmp_path))).read_text() == "old"
-    assert not (tmp_path / "spool.jsonl.files").exists()
+    assert tracker.run_id == run_id
 
 
 def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(sqlite_uri: str, tmp_path: Path) -> None:
-    run_id = _new_run(sqlite_uri)
-    crashed = _tracker(sqlite_uri, run_id, tmp_path)
+    run_id = _new_run(sqlite_uri, tmp_path)
+    crashed = _tracker(sqlite_uri, tmp_path)
     for step in range(1, 6):
         crashed.log_metrics({"loss": step}, step)
     crashed._sender.drain(10)
@@ -107,57 +110,95 @@ def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(sqlite_uri
     crashed.log_metrics({"loss": 6}, 6)
     crashed.log_metrics({"loss": 7}, 7)
 
-    resumed = _tracker(sqlite_uri, run_id, tmp_path)
+    resumed = _tracker(sqlite_uri, tmp_path)
     for step in range(4, 10):  # from the checkpoint of step 3
         resumed.log_metrics({"loss": step}, step)
     assert resumed.finish() == 0
     assert _history(sqlite_uri, run_id, "loss") == [(step, step) for step in range(1, 10)]
 
 
-def test_resume_on_another_machine_knows_the_last_steps_from_the_run(sqlite_uri: str, tmp_path: Path) -> None:
-    run_id = _new_run(sqlite_uri)
-    for folder, steps in (("a", range(1, 6)), ("b", range(3, 9))):
-        tracker = _tracker(sqlite_uri, run_id, tmp_path / folder)
-        for step in steps:
-            tracker.log_metrics({"loss": step}, step)
-        assert tracker.finish() == 0
-    assert _history(sqlite_uri, run_id, "loss") == [(step, step) for step in range(1, 9)]
+def test_an_orphan_that_lives_on_neither_sends_nor_counts(sqlite_uri: str, tmp_path: Path) -> None:
+    run_id = _new_run(sqlite_uri, tmp_path)
+    orphan = _tracker(sqlite_uri, tmp_path, system_interval_s=0.05)
+    for step in range(20):
+        orphan.log_metrics({"loss": step}, step)
+    successor = _tracker(sqlite_uri, tmp_path, system_interval_s=0.05)
+    for step in range(20, 40):
+        orphan.log_metrics({"loss": -1}, step)
+        successor.log_metrics({"loss": step - 10}, step - 10)
+        time.sleep(0.02)
+    assert orphan.finish("FAILED", "an orphan") > 0
+    assert successor.finish() == 0
+    assert send_rest(sqlite_uri, tmp_path) == (0, 0, "")
+    assert _history(sqlite_uri, run_id, "loss") == [(step, step) for step in range(30)]
+    assert MlflowClient(sqlite_uri).get_run(run_id).info.status == "FINISHED"
+    loads = [step for step, _ in _history(sqlite_uri, run_id, "system/disk_usage_percentage")]
+    assert loads == sorted(set(loads))
+
+
+def test_copies_of_large_files_go_once_they_are_sent(sqlite_uri: str, tmp_path: Path) -> None:
+    _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
+    tracker.log_text("x" * 2**21, "large.txt")
+    tracker.log_text("x", "small.txt")
+    assert tracker.finish() == 0
+    assert [path.name for path in (tmp_path / "tracking").rglob("*.txt")] == ["small.txt"]
 
 
 def test_batch_that_arrived_without_an_answer_is_not_doubled(sqlite_uri: str, tmp_path: Path) -> None:
-    run_id = _new_run(sqlite_uri)
-    tracker = _tracker(sqlite_uri, run_id, tmp_path)
+    run_id = _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
     tracker.log_metrics({"a": 1.5, "b": 2.5}, 0)
     tracker.log_metrics({"a": 1.25}, 1)
     assert tracker.finish() == 0
-    (tmp_path / "spool.jsonl.sent").unlink()
-    assert replay_spool(sqlite_uri, run_id, tmp_path / "spool.jsonl") == 0
+    forget_sent(tmp_path)
+    delivery = send_rest(sqlite_uri, tmp_path)
+    assert (delivery.sent, delivery.left, delivery.problem) == (4, 0, "")
     assert _history(sqlite_uri, run_id, "a") == [(0, 1.5), (1, 1.25)]
     assert _history(sqlite_uri, run_id, "b") == [(0, 2.5)]
 
 
 def test_status_of_an_earlier_process_does_not_end_a_continued_run(sqlite_uri: str, tmp_path: Path) -> None:
-    run_id = _new_run(sqlite_uri)
-    time_ms = int(time.time() * 1000)
-    Spool(tmp_path / "spool.jsonl").append(
-        [{"kind": "status", "status": "KILLED", "reason": "SIGTERM", "time_ms": time_ms}]
-    )
-    tracker = _tracker(sqlite_uri, run_id, tmp_path)
-    assert tracker._sender.drain(10) == 0
+    run_id = _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
+    tracker._sender.stop()  # killed before it could be sent
+    assert tracker.finish("KILLED", "SIGTERM") == 1
+    assert _new_run(sqlite_uri, tmp_path) == run_id
+    continued = _tracker(sqlite_uri, tmp_path)
+    assert continued._sender.drain(10) == 0
     assert MlflowClient(sqlite_uri).get_run(run_id).info.status == "RUNNING"
-    tracker.finish("FAILED", "out of memory")
+    continued.finish("FAILED", "out of memory")
     run = MlflowClient(sqlite_uri).get_run(run_id)
     assert (run.info.status, run.data.tags["dmlscale.reason"]) == ("FAILED", "out of memory")
+
+
+def test_a_tracker_that_is_closed_leaves_the_run_as_it_is(sqlite_uri: str, tmp_path: Path) -> None:
+    run_id = _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
+    tracker.log_metrics({"loss": 1}, 1)
+    assert tracker.close() == 0
+    assert MlflowClient(sqlite_uri).get_run(run_id).info.status == "RUNNING"
+    delivery = end_run(sqlite_uri, tmp_path, "FAILED", "given up")
+    assert (delivery.sent, delivery.left) == (1, 0)
+    run = MlflowClient(sqlite_uri).get_run(run_id)
+    assert (run.info.status, run.data.tags["dmlscale.reason"]) == ("FAILED", "given up")
+    assert _history(sqlite_uri, run_id, "loss") == [(1, 1)]
+
+
+def test_a_deleted_run_is_said_to_be_so(sqlite_uri: str, tmp_path: Path) -> None:
+    run_id = _new_run(sqlite_uri, tmp_path)
+    MlflowClient(sqlite_uri).delete_run(run_id)
+    assert "has been deleted" in end_run(sqlite_uri, tmp_path, "FAILED").problem
 
 
 def test_one_refused_point_does_not_hold_up_the_others(
     sqlite_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id = _new_run(sqlite_uri)
-    tracker = _tracker(sqlite_uri, run_id, tmp_path)
+    run_id = _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
     tracker.log_metrics({"good": 1, "/": 2, "also/good": 3}, 0)
     tracker.log_artifact(Path(__file__))
-    next((tmp_path / "spool.jsonl.files").rglob("*.py")).unlink()
+    next((tmp_path / "tracking").rglob("*.py")).unlink()
     assert tracker.finish() == 0
     assert MlflowClient(sqlite_uri).get_run(run_id).data.metrics == {"good": 1, "also/good": 3}
     assert "the point / was refused" in caplog.text
@@ -170,8 +211,8 @@ def test_a_file_that_cannot_be_stored_does_not_hold_up_the_others(
     blocked = tmp_path / "blocked"
     blocked.touch()  # a file where a folder is needed
     MlflowClient(sqlite_uri).create_experiment("no files", artifact_location=f"file://{blocked}/x")
-    run_id = start_or_continue(sqlite_uri, "no files", "run", key="k")
-    tracker = _tracker(sqlite_uri, run_id, tmp_path)
+    run_id = _new_run(sqlite_uri, tmp_path, "no files")
+    tracker = _tracker(sqlite_uri, tmp_path)
     tracker.log_metrics({"before": 1}, 0)
     tracker.log_text("x", "x.txt")
     tracker.log_metrics({"after": 1}, 0)
@@ -200,7 +241,8 @@ def test_deleted_experiment_is_a_clear_error(sqlite_uri: str) -> None:
 
 
 def test_training_does_not_wait_for_logging(sqlite_uri: str, tmp_path: Path) -> None:
-    tracker = _tracker(sqlite_uri, _new_run(sqlite_uri), tmp_path)
+    _new_run(sqlite_uri, tmp_path)
+    tracker = _tracker(sqlite_uri, tmp_path)
     times = []
     for step in range(500):
         start = time.perf_counter()
@@ -212,3 +254,34 @@ def test_training_does_not_wait_for_logging(sqlite_uri: str, tmp_path: Path) -> 
 
 def test_logging_is_quiet(sqlite_uri: str) -> None:
     assert logging.getLogger("mlflow.store.db.utils").level == logging.WARNING
+
+
+def test_a_full_disk_loses_nothing_while_the_store_is_there(sqlite_uri: str, tmp_path: Path) -> None:
+    faults: list[str] = []
+    messages: list[str] = []
+
+    def say(*, fault: str = "", message: str = "") -> None:
+        (faults if fault else messages).append(fault or message)
+
+    with SmallDisk(tmp_path / "disk") as disk:
+        run_folder = disk.folder / "run"
+        run_id = _new_run(sqlite_uri, run_folder)
+        (run_folder / "config.yaml").write_text("a: 1\n" * 1000)
+        tracker = _tracker(sqlite_uri, run_folder, say=say)
+        with disk.full():
+            for step in range(500):
+                tracker.log_metrics({"loss": step, "x" * 200: step}, step)
+            tracker.log_artifact(run_folder / "config.yaml")
+            tracker.log_text("lost" * 2000, "lost.txt")
+            assert tracker._sender.drain(10) == 0
+        tracker.log_metrics({"loss": 500}, 500)
+        assert tracker.finish() == 0
+        assert num_undelivered(run_folder) == 0
+        assert sum(fields["kind"] == "metrics" for fields in read_all(run_folder)) == 501
+    assert _history(sqlite_uri, run_id, "loss") == [(step, step) for step in range(501)]
+    run = MlflowClient(sqlite_uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [file.path for file in MlflowClient(sqlite_uri).list_artifacts(run_id)] == ["config.yaml"]
+    assert ["waits in memory" in fault for fault in faults] == [True, False]
+    assert "lost.txt is lost" in faults[1]
+    assert messages == ["tracking: what waited in memory is on disk now"]

@@ -1,19 +1,35 @@
 """Against a real server that freezes, dies and comes back."""
 
 import time
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dmlscale.tracking.mlflow import MlflowTracker, TrackingUnreachableError, replay_spool, start_or_continue
+from dmlscale.tracking.mlflow import MlflowTracker, TrackingUnreachableError, begin_run, end_run, send_rest
+from dmlscale.tracking.run_file import known_run
+from dmlscale.tracking.spools import num_undelivered
 from tests.tracking.conftest import MlflowServer
 
 
-def _start(server: MlflowServer, folder: Path) -> tuple[str, MlflowTracker]:
-    run_id = start_or_continue(server.uri, "outage", "run", key=uuid.uuid4().hex)
-    return run_id, MlflowTracker(server.uri, run_id, folder / "spool.jsonl", system_interval_s=None)
+class _Told:
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.messages: list[str] = []
+
+    def __call__(self, *, fault: str = "", message: str = "") -> None:
+        (self.faults if fault else self.messages).append(fault or message)
+
+
+def _begin(server: MlflowServer, folder: Path, **options: object) -> str:
+    return begin_run(server.uri, folder, "outage", "run", tags={"a": 1}, params={"p": 2}, **options)  # type: ignore[arg-type]  # any of its options
+
+
+def _start(server: MlflowServer, folder: Path, told: _Told | None = None) -> tuple[str, MlflowTracker]:
+    return _begin(server, folder), MlflowTracker(server.uri, folder, system_interval_s=None, say=told or _Told())
 
 
 def _log(tracker: MlflowTracker, steps: range) -> float:
@@ -33,41 +49,89 @@ def _assert_complete(server: MlflowServer, run_id: str, num_steps: int) -> None:
         assert [point.step for point in client.get_metric_history(run_id, name)] == list(range(num_steps))
 
 
+@pytest.fixture
+def running(mlflow_server: MlflowServer) -> Iterator[MlflowServer]:
+    """The server, which runs again afterwards."""
+    yield mlflow_server
+    mlflow_server.kill()
+    mlflow_server.start()
+
+
 def test_frozen_server_delays_nothing_and_loses_nothing(
     mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    run_id, tracker = _start(mlflow_server, tmp_path)
+    told = _Told()
+    run_id, tracker = _start(mlflow_server, tmp_path, told)
     longest = _log(tracker, range(0, 100))
     mlflow_server.freeze()
     try:
         longest = max(longest, _log(tracker, range(100, 400)))
-        with pytest.raises(TrackingUnreachableError):
-            start_or_continue(mlflow_server.uri, "outage", "another", key="k")
+        with pytest.raises(TrackingUnreachableError, match=r"tracking\.if_unreachable=continue"):
+            _begin(mlflow_server, tmp_path / "another")
+        tracker._drain_timeout_s = 1.0
+        start = time.monotonic()
+        assert tracker.finish("KILLED", "preempted") > 250
+        assert time.monotonic() - start < 4
     finally:
         mlflow_server.thaw()
-    longest = max(longest, _log(tracker, range(400, 450)))
-    assert tracker.finish() == 0
     assert longest < 0.05
-    _assert_complete(mlflow_server, run_id, 450)
-
-
-def test_killed_server_gets_everything_after_its_restart(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    run_id, tracker = _start(mlflow_server, tmp_path)
-    longest = _log(tracker, range(0, 60))
-    mlflow_server.kill()
-    longest = max(longest, _log(tracker, range(60, 160)))
-    tracker._drain_timeout_s = 0.5
-    start = time.monotonic()
-    num_left = tracker.finish("KILLED", "preempted")
-    assert time.monotonic() - start < 5
-    assert num_left > 100
-    mlflow_server.start()
-    assert replay_spool(mlflow_server.uri, run_id, tmp_path / "spool.jsonl") == 0
-    assert longest < 0.05
-    _assert_complete(mlflow_server, run_id, 160)
+    assert len(told.faults) == 2
+    assert "the store cannot be reached" in told.faults[0]
+    assert f"`dmlscale sync {tmp_path}` sends them later" in told.faults[1]
+    assert send_rest(mlflow_server.uri, tmp_path).problem == ""
+    _assert_complete(mlflow_server, run_id, 400)
     run = MlflowClient(mlflow_server.uri).get_run(run_id)
     assert (run.info.status, run.data.tags["dmlscale.reason"]) == ("KILLED", "preempted")
+
+
+def test_server_killed_in_the_middle_and_started_again(running: MlflowServer, tmp_path: Path) -> None:
+    told = _Told()
+    run_id, tracker = _start(running, tmp_path, told)
+    longest = _log(tracker, range(0, 60))
+    running.kill()
+    longest = max(longest, _log(tracker, range(60, 160)))
+    running.start()
+    longest = max(longest, _log(tracker, range(160, 200)))
+    assert tracker.finish() == 0
+    assert longest < 0.05
+    _assert_complete(running, run_id, 200)
+    assert MlflowClient(running.uri).get_run(run_id).info.status == "FINISHED"
+    assert (len(told.faults), len(told.messages)) == (1, 1)
+
+
+def test_server_down_from_the_start_to_the_end_of_a_run_with_a_restart(running: MlflowServer, tmp_path: Path) -> None:
+    running.kill()
+    told = _Told()
+    start = time.monotonic()
+    assert _begin(running, tmp_path, if_unreachable="continue", say=told, description="what it is") == ""
+    assert time.monotonic() - start < 3
+    first = MlflowTracker(running.uri, tmp_path, system_interval_s=0.1)
+    _log(first, range(0, 60))
+    assert (first.run_id, first.url) == ("", "")
+    first.log_text("lr: 0.1\n", "config/resolved.yaml")
+    assert first.close() > 60
+    second = MlflowTracker(running.uri, tmp_path, system_interval_s=None)
+    _log(second, range(50, 100))  # from a checkpoint
+    second._drain_timeout_s = 0.5
+    assert second.finish() > 0
+    assert end_run(running.uri, tmp_path / "other", "FAILED").problem  # a driver that gives up is not held up either
+    running.start()
+    delivery = send_rest(running.uri, tmp_path)
+    assert (delivery.left, delivery.problem) == (0, "")
+    known = known_run(tmp_path)
+    assert known is not None
+    _assert_complete(running, known.run_id, 100)
+    run = MlflowClient(running.uri).get_run(known.run_id)
+    assert (run.info.status, run.data.params, run.data.tags["a"]) == ("FINISHED", {"p": "2"}, "1")
+    assert run.data.tags["mlflow.note.content"] == "what it is"
+    system = MlflowClient(running.uri).get_metric_history(known.run_id, "system/disk_usage_percentage")
+    assert [point.step for point in system] == sorted({point.step for point in system})
+    assert system[0].step < 3  # seconds since the run began, not since the store was there
+    path = MlflowClient(running.uri).download_artifacts(known.run_id, "config/resolved.yaml", str(tmp_path))
+    assert Path(path).read_text() == "lr: 0.1\n"
+    assert len(told.faults) == 1
+    assert num_undelivered(tmp_path) == 0
 
 
 def test_files_go_through_the_server(mlflow_server: MlflowServer, tmp_path: Path) -> None:

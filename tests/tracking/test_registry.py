@@ -18,7 +18,6 @@ from dmlscale.tracking.mlflow import (
     RegistryError,
     TrackingUnreachableError,
     check_registrable,
-    end_run,
     find_version,
     log_model,
     start_or_continue,
@@ -116,7 +115,7 @@ def test_a_registered_model_predicts_and_says_what_it_is(
 def test_no_run_and_no_store_is_changed(status: Status, uri: str, folder: Path) -> None:
     run_id = make_run(uri)
     if status != "RUNNING":
-        end_run(uri, run_id, status)
+        MlflowClient(uri).set_terminated(run_id, status)
     client = MlflowClient(uri)
     before = client.get_run(run_id)
     environment, store = dict(os.environ), mlflow.get_tracking_uri()

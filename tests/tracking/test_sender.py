@@ -7,14 +7,14 @@ import pytest
 
 from dmlscale.tracking import sender as sender_module
 from dmlscale.tracking.sender import Sender
-from dmlscale.tracking.spool import Record, Spool
+from dmlscale.tracking.spool import Record
+from dmlscale.tracking.spools import Spools
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    spool = Spool(tmp_path / "spool.jsonl")
-    yield spool
-    spool.close()
+def spools(tmp_path: Path) -> Iterator[Spools]:
+    with Spools(tmp_path) as spools:
+        yield spools
 
 
 class _Receiver:
@@ -33,35 +33,35 @@ class _Receiver:
         self.batches.append(len(records))
 
 
-def test_all_records_arrive_once_in_order_and_in_batches(spool: Spool) -> None:
+def test_all_records_arrive_once_in_order_and_in_batches(spools: Spools) -> None:
     receiver = _Receiver()
-    spool.append({"v": i} for i in range(2500))
-    sender = Sender(spool, receiver.deliver)
+    spools.own.append({"v": i} for i in range(2500))
+    sender = Sender(spools, receiver.deliver)
     assert sender.drain(5) == 0
     assert sender.stop()
     assert receiver.values == list(range(2500))
     assert max(receiver.batches) == sender_module.RECORDS_PER_BATCH
 
 
-def test_failures_are_repeated_and_told_once(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_are_repeated_and_told_once(spools: Spools, caplog: pytest.LogCaptureFixture) -> None:
     receiver = _Receiver(num_failures=2)
-    spool.append({"v": i} for i in range(10))
-    sender = Sender(spool, receiver.deliver, interval_s=0.01)
+    spools.own.append({"v": i} for i in range(10))
+    sender = Sender(spools, receiver.deliver, interval_s=0.01)
     assert sender.drain(10) == 0
     time.sleep(0.1)
     sender.stop()
     assert receiver.values == list(range(10))
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2
-    assert "ConnectionError: server is down);" in warnings[0]
-    assert warnings[1] == "tracking: reachable again"
+    assert "(ConnectionError: server is down): the training goes on" in warnings[0]
+    assert "reachable again" in warnings[1]
 
 
-def test_drain_ends_a_long_pause(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_ends_a_long_pause(spools: Spools, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "_FIRST_PAUSE_S", 60.0)
     receiver = _Receiver(num_failures=1)
-    spool.append([{"v": 1}])
-    sender = Sender(spool, receiver.deliver)
+    spools.own.append([{"v": 1}])
+    sender = Sender(spools, receiver.deliver)
     time.sleep(0.1)
     start = time.monotonic()
     assert sender.drain(10) == 0
@@ -69,18 +69,45 @@ def test_drain_ends_a_long_pause(spool: Spool, monkeypatch: pytest.MonkeyPatch) 
     sender.stop()
 
 
-def test_a_receiver_that_hangs_holds_nobody_up(spool: Spool) -> None:
+def test_a_receiver_that_hangs_holds_nobody_up(spools: Spools) -> None:
     release = threading.Event()
-    spool.append([{"v": 1}])
+    spools.own.append([{"v": 1}])
 
     def hang(records: Sequence[Record]) -> None:
         release.wait(20)
 
-    sender = Sender(spool, hang)
+    sender = Sender(spools, hang)
     time.sleep(0.05)
     start = time.monotonic()
-    spool.append([{"v": 2}])
+    spools.own.append([{"v": 2}])
     assert sender.drain(0.2) == 2
     assert not sender.stop(0.1)
     assert time.monotonic() - start < 2
     release.set()
+
+
+def test_it_ends_when_another_process_has_taken_over(spools: Spools) -> None:
+    receiver = _Receiver()
+    spools.own.append([{"v": 1}])
+    sender = Sender(spools, receiver.deliver, interval_s=0.01)
+    assert sender.drain(5) == 0
+    with Spools(spools.folder.parent) as later:
+        spools.own.append([{"v": 2}])
+        assert sender.drain(5) == 1
+        assert sender.is_superseded
+        assert later.num_pending == 0  # it was written after the other had begun
+    assert receiver.values == [1]
+
+
+def test_whoever_wants_to_know_is_told(spools: Spools) -> None:
+    told: list[tuple[str, str]] = []
+
+    def say(*, fault: str = "", message: str = "") -> None:
+        told.append((fault, message))
+
+    spools.own.append([{"v": 1}])
+    sender = Sender(spools, _Receiver(num_failures=2).deliver, interval_s=0.01, say=say)
+    assert sender.drain(10) == 0
+    sender.stop()
+    assert [bool(fault) for fault, _ in told] == [True, False]
+    assert told[1][1] == "tracking: the store is reachable again, and gets what has waited"

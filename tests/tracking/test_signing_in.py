@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dmlscale.tracking.mlflow import MlflowTracker, TrackingDeniedError, start_or_continue
+from dmlscale.tracking.mlflow import MlflowTracker, TrackingDeniedError, begin_run
 from tests.tracking.conftest import MlflowServer
 
 USER, PASSWORD = "me", "pl4nted-password"
@@ -65,11 +65,13 @@ def door(request: pytest.FixtureRequest, mlflow_server: MlflowServer) -> Iterato
         door.shutdown()
 
 
-def test_without_the_password_the_message_says_where_it_belongs(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_password_the_message_says_where_it_belongs(
+    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
     with pytest.raises(TrackingDeniedError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
-        start_or_continue(door, "signing in", "run", key="without")
+        begin_run(door, tmp_path, "signing in", "run", tags={}, params={}, if_unreachable="continue")
 
 
 def test_with_the_password_all_is_recorded_and_it_is_kept_nowhere(
@@ -77,8 +79,8 @@ def test_with_the_password_all_is_recorded_and_it_is_kept_nowhere(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    run_id = start_or_continue(door, "signing in", "run", key=f"with {door}", params={"a": 1})
-    tracker = MlflowTracker(door, run_id, tmp_path / "spool.jsonl", system_interval_s=0.05)
+    run_id = begin_run(door, tmp_path, "signing in", "run", tags={}, params={"a": 1})
+    tracker = MlflowTracker(door, tmp_path, system_interval_s=0.05)
     tracker.log_metrics({"train/loss": 0.5}, 1)
     tracker.log_text("a text", "notes/a.txt")
     assert tracker.finish() == 0

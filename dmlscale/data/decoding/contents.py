@@ -64,6 +64,8 @@ def read_picture(data: Content) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data))
+        if image.format == "EPS":
+            raise ValueError("is PostScript, a program that Pillow has Ghostscript run: save it as .png")
         most = Image.MAX_IMAGE_PIXELS
         if most is not None and image.width * image.height > most:
             raise ValueError(f"has {image.width} x {image.height} pixels, more than {most}: make it smaller")

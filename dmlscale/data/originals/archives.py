@@ -46,6 +46,11 @@ def open_files(path: Path, scratch: Path) -> Files:
         if start.startswith((_GZIP, _BZIP2, _XZ)):
             return FolderFiles(_unpacked(path, start, scratch))
         return ZipFiles(path) if start.startswith(b"PK") else TarFiles(path, scratch)
+    except tarfile.FilterError as error:
+        raise DataError(
+            f"{path} is not unpacked: {error}, which no dataset needs. Take it from whom you trust; nothing was "
+            f"written outside of {scratch}"
+        ) from None
     except _DAMAGE as error:
         raise DataError(
             f"{path} is damaged, or no zip or tar file (a web page saved under its name?): {error}; download it again, "

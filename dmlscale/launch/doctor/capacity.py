@@ -8,6 +8,7 @@ from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.cluster import check_resources, require, uses_gpu
 from dmlscale.launch.doctor.finding import Finding
 from dmlscale.launch.doctor.machines import Machine
+from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
 
 CHECK = "resources"
@@ -32,8 +33,11 @@ def judge_capacity(resources: ResourcesConfig, machines: Sequence[Machine]) -> l
     room = [int(each.get("CPU", 0.0) / resources.cpus_per_worker + 1e-6) for each in announced]
     if on_gpus:
         room = [min(fits, int(each.get("GPU", 0))) for fits, each in zip(room, announced, strict=True)]
-    if sum(room) < resources.workers:
-        what = f"resources.workers={resources.workers}, but the nodes have room for {sum(room)} as each is cut"
-        return [Finding("", CHECK, "fail", what, "lower resources.workers or resources.cpus_per_worker")]
+    workers = fewest_workers(resources)
+    key = "workers" if resources.min_workers is None else "min_workers"
+    if sum(room) < workers:
+        what = f"resources.{key}={workers}, but the nodes have room for {sum(room)} as each is cut"
+        return [Finding("", CHECK, "fail", what, f"lower resources.{key} or resources.cpus_per_worker")]
+    fit = min(sum(room), resources.workers)
     kind = "a GPU each" if on_gpus else "without GPUs"
-    return [Finding("", CHECK, "ok", f"{resources.workers} workers fit on {len(announced)} nodes, {kind}")]
+    return [Finding("", CHECK, "ok", f"{fit} workers fit on {len(announced)} nodes, {kind}")]

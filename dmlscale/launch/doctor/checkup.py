@@ -23,6 +23,7 @@ from dmlscale.launch.doctor.dataset import check_dataset
 from dmlscale.launch.doctor.finding import Finding, passes
 from dmlscale.launch.doctor.gpus import check_gpus
 from dmlscale.launch.doctor.limits import check_limits
+from dmlscale.launch.doctor.lost_nodes import check_lost_nodes
 from dmlscale.launch.doctor.machines import Machines, ThisMachine, in_short
 from dmlscale.launch.doctor.nodes import cluster_machines, unreachable
 from dmlscale.launch.doctor.packages import check_packages
@@ -126,6 +127,7 @@ def _checks(machines: Machines, config: Config | None) -> dict[str, Check]:
         "gpus": lambda: check_gpus(machines, device=device),
         "limits": lambda: check_limits(machines),
         "clocks": lambda: check_clocks(machines),
+        "lost nodes": lambda: check_lost_nodes(machines),
     }
     if config is not None:
         checks["resources"] = lambda: judge_capacity(config.resources, machines.all)

@@ -85,7 +85,8 @@ def load_banks(
             continue
         weights = torch.empty(shape)
         try:
-            checkpoint.load(path, {f"objective.terms.{n}.bank.weight": weights}, World())
+            stored = {f"objective.terms.{n}.bank.weight": weights}
+            checkpoint.load(path, stored, World(), is_verified=True)  # when the model was loaded
         except checkpoint.CheckpointError as error:
             left_out[f"bank of {name}"] = str(error)
             continue

@@ -15,6 +15,7 @@ from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.evaluation.bank_sample import BankSample, load_banks, trained_labels
 from dmlscale.launch.evaluation.evaluator import Evaluator
 from dmlscale.launch.evaluation.report import draw_report
+from dmlscale.launch.models.exported_folder import untrained
 from dmlscale.launch.run_folder import check_same_dataset
 from dmlscale.launch.task import Task
 from dmlscale.training import checkpoint
@@ -27,7 +28,7 @@ def evaluate_checkpoint(task: Task, world: World, device: torch.device) -> dict[
     """
     assert task.checkpoint is not None
     config, path = task.settings, Path(task.checkpoint)
-    embedder = build.build_embedder(config).to(device)
+    embedder = untrained(config).to(device)
     stored = {f"model.{name}": tensor for name, tensor in embedder.state_dict().items()}
     checkpoint.load(path, stored, world)
     index = build.open_index(config)

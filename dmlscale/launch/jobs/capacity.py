@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmlscale.config.schema import ResourcesConfig
+from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.jobs.client import ask, asking
 
@@ -85,17 +86,19 @@ def check_room(cluster: Cluster, resources: ResourcesConfig, say: Callable[[str]
     """
     on_gpu = resources.device == "gpu"
     held = _held(cluster.cpus, cluster.gpus, resources.cpus_per_worker, on_gpu)
-    if held >= resources.workers:
+    workers = fewest_workers(resources)
+    if held >= workers:
         return
-    needs = f"{resources.workers * resources.cpus_per_worker:g} CPUs" + f" and {resources.workers} GPUs" * on_gpu
+    key = "workers" if resources.min_workers is None else "min_workers"
+    needs = f"{workers * resources.cpus_per_worker:g} CPUs" + f" and {workers} GPUs" * on_gpu
     has = f"{sum(cluster.cpus):g} CPUs" + f" and {sum(cluster.gpus):g} GPUs" * on_gpu
     each = f"{resources.cpus_per_worker:g} CPUs" + " and a GPU" * on_gpu
     what = (
-        f"resources.workers={resources.workers} with {each} each needs {needs}; the cluster's {len(cluster.cpus)} "
+        f"resources.{key}={workers} with {each} each needs {needs}; the cluster's {len(cluster.cpus)} "
         f"node(s) have {has}, room for {held} worker(s)"
     )
     if not cluster.autoscaling:
-        raise LaunchError(f"{what}: lower resources.workers or resources.cpus_per_worker, or add nodes")
+        raise LaunchError(f"{what}: lower resources.{key} or resources.cpus_per_worker, or add nodes")
     say(f"warning: {what} until it has grown")
 
 

@@ -203,6 +203,7 @@ def _entry(command: Command, settings: Settings | None) -> list[str]:
     if _is_tracked(command) and settings is not None:
         words.append("--tracked")
         words += [] if settings.config.tracking.uri is None else ["--tracking", settings.config.tracking.uri]
+        words += ["--store-may-be-away"] if settings.config.tracking.if_unreachable == "continue" else []
     return [*words, "--", *command.words]
 
 

@@ -100,12 +100,16 @@ def write_model(model: EmbeddingModel, folder: Path) -> None:
 
 
 def untrained(config: Config) -> Embedder:
-    """The network, without timm's weights and without a trace in the caller's random numbers.
+    """The network, without weights from elsewhere and without a trace in the caller's random numbers.
+
+    Options that would read a file or the network are left out: weights come from where the config comes from, and that
+    may be a stranger's checkpoint.
 
     Raises:
         ModelError: there is no such network.
     """
-    model = config.model.model_copy(update={"pretrained": False})
+    options = {name: value for name, value in config.model.options.items() if name not in _READING_OPTIONS}
+    model = config.model.model_copy(update={"pretrained": False, "options": options})
     with torch.random.fork_rng(devices=[]):
         try:
             return build_embedder(config.model_copy(update={"model": model}))

@@ -9,10 +9,10 @@ import torch
 
 from dmlscale.config.load import check_config
 from dmlscale.distributed.world import World
+from dmlscale.launch.checkpoint_places import find_checkpoint
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.models.embedding_model import EmbeddingModel, Origin, hash_of_weights
 from dmlscale.launch.models.exported_folder import MODEL_FILE, assemble, load_exported, untrained
-from dmlscale.launch.run_folder import find_checkpoint
 from dmlscale.training import checkpoint
 
 _PACKAGES = ("dmlscale", "torch", "torchvision", "timm")
@@ -22,9 +22,8 @@ def load_model(path: str, *, device: torch.device | None = None) -> EmbeddingMod
     """A trained model from wherever it is kept.
 
     Args:
-        path: an exported folder, a checkpoint, or a run's folder, of which the newest checkpoint is taken. Checkpoints
-            are torch's files, which can run code when they are opened: take only those of people you trust. Exported
-            folders hold numbers and settings alone.
+        path: an exported folder, a checkpoint, or a run's folder, of which the newest checkpoint is taken. They hold
+            numbers and settings alone: nothing in them is run, whoever made them.
         device: of the network; None is the CPU.
 
     Raises:

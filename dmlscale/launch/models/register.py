@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dmlscale.data.decoding.contents import Content
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.models.embedding_model import EmbeddingModel
+from dmlscale.tracking.run_file import KnownRun, known_run
 from dmlscale.training.state import Record
 
 if TYPE_CHECKING:  # 3 s to import
@@ -28,15 +29,13 @@ def check_registration(record: Record, name: str) -> None:
         name: of the registered model.
 
     Raises:
-        LaunchError: its run was not tracked.
+        LaunchError: its run was not tracked, or its store has been away so far.
         TrackingUnreachableError: the store does not answer.
         RegistryError: the store does not know the run, or refuses the name.
     """
     from dmlscale.tracking.mlflow import check_registrable
 
-    if record.tracking.get("run") is None:
-        raise LaunchError("--register: the run was not tracked by MLflow; export it without --register")
-    check_registrable(record.tracking["uri"], record.tracking["run"], name)
+    check_registrable(*_tracked(record), name)
 
 
 def register_model(model: EmbeddingModel, folder: Path, record: Record, name: str, sample: Sequence[Content]) -> None:
@@ -55,7 +54,7 @@ def register_model(model: EmbeddingModel, folder: Path, record: Record, name: st
     """
     from dmlscale.tracking.mlflow import find_version, log_model
 
-    uri, run_id = record.tracking["uri"], record.tracking["run"]
+    uri, run_id = _tracked(record)
     registered = find_version(uri, run_id, name, {_HASH_TAG: model.content_hash})
     remark = ", with the same weights, was there"
     if registered is None:
@@ -64,6 +63,18 @@ def register_model(model: EmbeddingModel, folder: Path, record: Record, name: st
             uri, run_id, folder, _note(model, sample), code=_SERVING_FILE, step=record.step, registered_name=name
         )
     print(f"registered    {registered.uri}{remark}  ({uri})")
+
+
+def _tracked(record: Record) -> KnownRun:
+    """The run of a checkpoint; where it was recorded anew in another store, the run there."""
+    run_id, run = record.tracking.get("run"), record.config["run"]
+    if run_id is None:
+        raise LaunchError("--register: the run was not tracked by MLflow; export it without --register")
+    folder = Path(run["folder"]) / run["name"]
+    known = known_run(folder) or KnownRun(record.tracking["uri"], run_id)
+    if not known.run_id:
+        raise LaunchError(f"--register: MLflow has been away since the run began: first `dmlscale sync {folder}`")
+    return known
 
 
 def _note(model: EmbeddingModel, sample: Sequence[Content]) -> ModelNote:

@@ -63,6 +63,7 @@ def step_traffic(
     if sizes.num_ranks == 1:
         return StepTraffic((), (), (), ())
     skipped = Traffic("skipped samples", "all_gather", sizes.num_ranks * _INT64, sizes.num_ranks)
+    paces = Traffic("each rank's pace", "all_gather", sizes.num_ranks * 3 * _FLOAT64, sizes.num_ranks)
     places = by_node if config.train.by_node else placed
     if layout.shards > 1:
         model = _in_shards(layout, backbone, nodes, half_precision=half_precision)
@@ -74,11 +75,13 @@ def step_traffic(
     if config.optim.clip_norm is not None:
         numbers += [_all_reduce("norm of the banks' gradient", _FLOAT64, sizes)] if _has_bank(config) else []
         numbers += [_all_reduce("norm of the shards' gradient", _FLOAT64, sizes)] if layout.shards > 1 else []
+    elif _has_bank(config) or layout.shards > 1:
+        numbers.append(_all_reduce("whether the step is finite", _FLOAT32, sizes))
     return StepTraffic(
         places(loss_traffic(config, sizes, reproducible=layout.reproducible), nodes),
         (*model, *placed(numbers, nodes)),
-        placed((*metrics_traffic(config, sizes), skipped), nodes),
-        placed([_all_reduce("whether to stop", _FLOAT32, sizes)], nodes),
+        placed((*metrics_traffic(config, sizes), paces, skipped), nodes),
+        placed([_all_reduce("whether to stop or save", 3 * _FLOAT32, sizes)], nodes),
     )
 
 

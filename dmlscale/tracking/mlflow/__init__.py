@@ -1,33 +1,42 @@
 """The only door to MLflow."""
 
 from dmlscale.tracking.mlflow.model_note import ModelNote
+from dmlscale.tracking.mlflow.recording import (
+    Delivery,
+    MlflowTracker,
+    begin_run,
+    end_run,
+    last_status,
+    recorded_store,
+    send_rest,
+)
 from dmlscale.tracking.mlflow.registry import Registered, RegistryError, check_registrable, find_version, log_model
 from dmlscale.tracking.mlflow.runs import (
     DatasetNote,
-    MlflowTracker,
     TrackingDeniedError,
     TrackingUnreachableError,
-    end_run,
-    replay_spool,
     start_or_continue,
 )
-from dmlscale.tracking.mlflow.sweeps import close_child, experiment_of, update_parent
+from dmlscale.tracking.mlflow.sweeps import experiment_of, update_parent
 
 __all__ = [
     "DatasetNote",
+    "Delivery",
     "MlflowTracker",
     "ModelNote",
     "Registered",
     "RegistryError",
     "TrackingDeniedError",
     "TrackingUnreachableError",
+    "begin_run",
     "check_registrable",
-    "close_child",
     "end_run",
     "experiment_of",
     "find_version",
+    "last_status",
     "log_model",
-    "replay_spool",
+    "recorded_store",
+    "send_rest",
     "start_or_continue",
     "update_parent",
 ]

@@ -9,19 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from dmlscale.redaction import shown
+from dmlscale.tracking.mlflow.fields import log_params, run_tags, set_status
+from dmlscale.tracking.mlflow.runs import start_recorded
+from dmlscale.tracking.run_file import known_run
 from dmlscale.tracking.spool import Record
-from dmlscale.tracking.spooled import clean_name
+from dmlscale.tracking.spools import FOLDER
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
-_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+_METRICS_PER_CALL = 1000
 _ATTEMPTS_PER_FILE = 3
+_LARGEST_KEPT = 2**20  # bytes; smaller copies stay, so that the run can be recorded anew in another store
 # The request is wrong in itself: sending it again would only hold up what comes after it.
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
@@ -34,17 +37,14 @@ class Receiver:
 
     Args:
         uri: the store.
-        run_id: of the run.
-        folder: that the names of files are relative to.
-        no_status_before: records up to this number do not end the run: an earlier process wrote them, and the
-            run has been continued since.
+        run_folder: of the run; `tracking/run.json` in it names the run, once a record of kind "start" has made it.
+        parents: id of a parent run in another store -> its id in this one.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path, *, no_status_before: int = 0) -> None:
-        self._no_status_before = no_status_before
+    def __init__(self, uri: str, run_folder: Path, *, parents: Mapping[str, str] | None = None) -> None:
         self._uri = uri
-        self._run_id = run_id
-        self._folder = folder
+        self._run_folder = run_folder
+        self._parents = parents or {}
         self._client: MlflowClient | None = None
         self._run: Run | None = None
         self._last_steps: dict[str, int] = {}
@@ -53,8 +53,13 @@ class Receiver:
     def deliver(self, records: Sequence[Record]) -> None:
         """Send records in their order; raises if the store does not answer."""
         try:
-            client, run = self._connect()
             for kind, group in itertools.groupby(records, key=lambda record: record.fields["kind"]):
+                if kind == "start":
+                    self._run = None
+                    *_, newest = group
+                    start_recorded(self._uri, self._run_folder, newest.fields, parents=self._parents)
+                    continue
+                client, run = self._connect()
                 if kind == "metrics":
                     self._send_metrics(client, run, [record.fields for record in group])
                     continue
@@ -69,9 +74,15 @@ class Receiver:
         if self._client is None:
             self._client = MlflowClient(self._uri)
         if self._run is None:
-            self._run = self._client.get_run(self._run_id)
+            known = known_run(self._run_folder)
+            if known is None:
+                raise LookupError(f"{self._run_folder} does not tell which run it is")
+            run = self._client.get_run(known.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                raise LookupError(f"run {known.run_id} has been deleted in {shown(self._uri)}: restore it")
             # The public dictionary of metrics leaves out their steps, and a metric's history may be long.
-            self._last_steps = {metric.key: metric.step for metric in self._run.data._metric_objs}
+            self._last_steps = {metric.key: metric.step for metric in run.data._metric_objs}
+            self._run = run
         return self._client, self._run
 
     def _send_metrics(self, client: MlflowClient, run: Run, records: Sequence[Mapping[str, Any]]) -> None:
@@ -85,11 +96,11 @@ class Receiver:
                     self._last_steps[name] = step
                     points.append(Metric(name, value, time_ms, step))
         for start in range(0, len(points), _METRICS_PER_CALL):
-            self._log_points(client, points[start : start + _METRICS_PER_CALL])
+            self._log_points(client, run.info.run_id, points[start : start + _METRICS_PER_CALL])
 
-    def _log_points(self, client: MlflowClient, points: list[Metric]) -> None:
+    def _log_points(self, client: MlflowClient, run_id: str, points: list[Metric]) -> None:
         try:
-            client.log_batch(self._run_id, metrics=points)
+            client.log_batch(run_id, metrics=points)
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
@@ -97,7 +108,7 @@ class Receiver:
                 logger.warning("tracking: the point %s was refused: %s", points[0].key, shown(str(error)))
                 return
             for half in (points[: len(points) // 2], points[len(points) // 2 :]):
-                self._log_points(client, half)
+                self._log_points(client, run_id, half)
 
     def _send_other(self, client: MlflowClient, run: Run, kind: str, record: Record) -> None:
         fields = record.fields
@@ -105,62 +116,39 @@ class Receiver:
             if kind == "params":
                 log_params(client, run, fields["values"])
             elif kind == "tags":
-                client.log_batch(self._run_id, tags=run_tags(fields["values"]))
-            elif kind == "status" and record.number > self._no_status_before:
-                set_status(client, self._run_id, fields["status"], fields["reason"], fields["time_ms"])
+                client.log_batch(run.info.run_id, tags=run_tags(fields["values"]))
+            elif kind == "status":
+                set_status(client, run.info.run_id, fields["status"], fields["reason"], fields["time_ms"])
             elif kind == "artifact":
-                self._send_file(client, record)
+                self._send_file(client, run.info.run_id, record)
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
             logger.warning("tracking: a record of kind %s was refused: %s", kind, shown(str(error)))
 
-    def _send_file(self, client: MlflowClient, record: Record) -> None:
-        path, folder = self._folder / record.fields["file"], record.fields["folder"]
+    def _send_file(self, client: MlflowClient, run_id: str, record: Record) -> None:
+        path, folder = self._run_folder / FOLDER / record.fields["file"], record.fields["folder"]
         if not path.exists():
             logger.warning("tracking: %s is gone and cannot be sent", path)
             return
         try:
             if path.is_dir():
-                client.log_artifacts(self._run_id, str(path), f"{folder}/{path.name}".strip("/"))
+                client.log_artifacts(run_id, str(path), f"{folder}/{path.name}".strip("/"))
             else:
-                client.log_artifact(self._run_id, str(path), folder or None)
+                client.log_artifact(run_id, str(path), folder or None)
         except Exception as error:
             # Files may have a store of their own. If the runs can be reached and only the file fails again
             # and again, it must not hold up everything behind it.
-            client.get_run(self._run_id)
+            client.get_run(run_id)
             self._failures[record.number] = self._failures.get(record.number, 0) + 1
             if self._failures[record.number] < _ATTEMPTS_PER_FILE:
                 raise
             logger.warning("tracking: gave up on sending %s: %s", path, shown(str(error)))
             return
-        shutil.rmtree(path.parent, ignore_errors=True)
+        is_copy = path.parent.parent.name.endswith(".files")
+        if is_copy and _size(path) > _LARGEST_KEPT:
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def log_params(client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
-    """Log those that the run does not have yet: MLflow refuses another value for a parameter."""
-    known = run.data.params
-    cut = {name: _cut(value, _LONGEST_PARAM) for name, value in params.items()}
-    changed = sorted(name for name, value in cut.items() if known.get(name, value) != value)
-    if changed:
-        logger.warning("tracking: the run keeps its first value of %s", ", ".join(changed))
-    new = [Param(name, value) for name, value in cut.items() if name not in known]
-    for start in range(0, len(new), _PARAMS_PER_CALL):
-        client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_CALL])
-    known.update({param.key: param.value for param in new})
-
-
-def run_tags(tags: Mapping[str, Any]) -> list[RunTag]:
-    """Tags with names and values that MLflow takes."""
-    return [RunTag(clean_name(name), _cut(str(value), _LONGEST_TAG)) for name, value in tags.items()]
-
-
-def set_status(client: MlflowClient, run_id: str, status: str, reason: str = "", time_ms: int | None = None) -> None:
-    """End a run, with the reason as a tag."""
-    if reason:
-        client.log_batch(run_id, tags=run_tags({"dmlscale.reason": shown(reason)}))
-    client.set_terminated(run_id, status, end_time=time_ms)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else (path,)) if file.is_file())

@@ -19,8 +19,8 @@ from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
 from dmlscale.redaction import shown
+from dmlscale.tracking.mlflow.fields import run_tags
 from dmlscale.tracking.mlflow.model_note import ModelNote, input_example, signature_of
-from dmlscale.tracking.mlflow.receiver import run_tags
 from dmlscale.tracking.mlflow.runs import require_reachable
 from dmlscale.tracking.store import is_server
 

@@ -1,4 +1,4 @@
-"""Making, continuing and ending runs."""
+"""Making and continuing runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.rest_utils import http_request
 
 from dmlscale.redaction import shown
-from dmlscale.tracking.mlflow.receiver import Receiver, log_params, run_tags, set_status
+from dmlscale.tracking.mlflow.fields import log_params, run_tags
 from dmlscale.tracking.provenance import user_name
-from dmlscale.tracking.sender import Sender
-from dmlscale.tracking.spool import Spool
-from dmlscale.tracking.spooled import SpooledTracker, clean_name
-from dmlscale.tracking.store import artifact_folder, is_server, run_url, sqlite_path
-from dmlscale.tracking.tracker import Status
+from dmlscale.tracking.run_file import KnownRun, note_run
+from dmlscale.tracking.sender import first_line
+from dmlscale.tracking.spooled import clean_name
+from dmlscale.tracking.store import artifact_folder, is_server, sqlite_path
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # or it tells of every new database
 
@@ -30,16 +30,18 @@ RUN_KEY = "dmlscale.run_key"
 _LONGEST_DIGEST = 36
 _HEALTH_TIMEOUT_S = 5.0
 _DENIED = (401, 403)
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # what the client makes of a broken connection, and a gateway's
 
 
 class TrackingUnreachableError(RuntimeError):
     """The store of runs cannot be used; the message names it."""
 
-    def __init__(self, uri: str, reason: str) -> None:
+    def __init__(self, uri: str, reason: str, *, advice: str = "") -> None:
         super().__init__(
             f"cannot reach the tracking store {shown(uri)}: {shown(reason)}. Start the server, or choose another store "
-            "by the config or MLFLOW_TRACKING_URI (unset: a local SQLite file)"
+            f"by the config or MLFLOW_TRACKING_URI (unset: a local SQLite file){advice}"
         )
+        self.uri, self.reason = uri, reason
 
 
 class TrackingDeniedError(RuntimeError):
@@ -72,6 +74,7 @@ def start_or_continue(
     params: Mapping[str, Any] | None = None,
     description: str = "",
     datasets: Sequence[DatasetNote] = (),
+    time_ms: int | None = None,
 ) -> str:
     """The run with this key: continued if there is one, else made. For the driver, before the workers start.
 
@@ -84,6 +87,7 @@ def start_or_continue(
         params: settings by dotted name; a continued run keeps the values it has.
         description: Markdown, on top of the run's page.
         datasets: what it is trained and evaluated on.
+        time_ms: when a new run began; None for now.
 
     Returns:
         The id of the run, which is now RUNNING.
@@ -102,7 +106,7 @@ def start_or_continue(
             all_tags["mlflow.note.content"] = description
         run = _find_run(client, experiment_id, key)
         if run is None:
-            run = client.create_run(experiment_id, run_name=run_name)
+            run = client.create_run(experiment_id, start_time=time_ms, run_name=run_name)
             # Its key at once: a kill between here and the rest must not leave a run that is not found again.
             client.set_tag(run.info.run_id, RUN_KEY, key)
         else:
@@ -114,37 +118,37 @@ def start_or_continue(
         log_params(client, run, {clean_name(name): str(value) for name, value in (params or {}).items()})
         _log_datasets(client, run, datasets)
     except MlflowException as error:
-        if error.error_code == "INTERNAL_ERROR":  # what the client makes of a broken connection
-            raise TrackingUnreachableError(uri, str(error).splitlines()[0]) from error
+        if error.error_code in _AWAY:
+            raise TrackingUnreachableError(uri, first_line(error)) from error
         if is_server(uri) and error.get_http_status_code() in _DENIED:
             raise TrackingDeniedError(uri, error.get_http_status_code()) from None
         raise
     return run_id
 
 
-def end_run(uri: str, run_id: str, status: Status, reason: str = "") -> None:
-    """Set how a run ended, from the driver, when the process that tracked it could not."""
-    set_status(MlflowClient(uri), run_id, status, reason)
+def start_recorded(
+    uri: str, run_folder: Path, start: Mapping[str, Any], *, parents: Mapping[str, str] | None = None
+) -> str:
+    """`start_or_continue` from a record of kind "start"; the folder of the run then tells which run it is.
 
+    Args:
+        uri: the store.
+        run_folder: of the run.
+        start: the record's fields.
+        parents: id of a parent run in another store -> its id in this one.
 
-class MlflowTracker(SpooledTracker):
-    """The `Tracker` of one run, for rank 0: see `SpooledTracker` for what it owns and its further options."""
-
-    def __init__(self, uri: str, run_id: str, spool_path: Path, **options: Any) -> None:
-        spool = Spool(spool_path.absolute())
-        receiver = Receiver(uri, run_id, spool.path.parent, no_status_before=spool.last_number)
-        super().__init__(receiver.deliver, spool, run_id=run_id, url=run_url(uri, run_id), **options)
-
-
-def replay_spool(uri: str, run_id: str, spool_path: Path, *, timeout_s: float = 60.0) -> int:
-    """Send what an earlier process left in its spool; returns the number of records still left."""
-    require_reachable(uri)
-    spool = Spool(spool_path.absolute())
-    sender = Sender(spool, Receiver(uri, run_id, spool.path.parent).deliver)
-    left = sender.drain(timeout_s)
-    sender.stop()
-    spool.close()
-    return left
+    Returns:
+        The id of the run.
+    """
+    values = {name: value for name, value in start.items() if name not in ("kind", "store")}
+    tags = dict(values["tags"])
+    parent = tags.get(MLFLOW_PARENT_RUN_ID)
+    if parent is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = (parents or {}).get(parent, parent)
+    datasets = [DatasetNote(*note) for note in values["datasets"]]
+    run_id = start_or_continue(uri, **{**values, "tags": tags, "datasets": datasets})
+    note_run(run_folder, KnownRun(uri, run_id))
+    return run_id
 
 
 def _log_datasets(client: MlflowClient, run: Run, datasets: Sequence[DatasetNote]) -> None:
@@ -208,7 +212,7 @@ def require_reachable(uri: str) -> None:
                 max_retries=0, timeout=_HEALTH_TIMEOUT_S, raise_on_status=False,
             )  # fmt: skip
         except Exception as error:
-            raise TrackingUnreachableError(uri, str(error).splitlines()[0][:300]) from error
+            raise TrackingUnreachableError(uri, first_line(error)) from error
         if answer.status_code in _DENIED:
             raise TrackingDeniedError(uri, answer.status_code)
     path = sqlite_path(uri)

@@ -1,4 +1,4 @@
-"""What a sweep tells MLflow: how its children ended, and what its parent shows."""
+"""What a sweep tells MLflow: what its parent run shows."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from dmlscale.tracking.mlflow.receiver import run_tags
-from dmlscale.tracking.mlflow.runs import end_run, replay_spool
-from dmlscale.tracking.tracker import Status
+from dmlscale.tracking.mlflow.recording import MlflowTracker
 
-SPOOL_FILE = "tracking.jsonl"
-
-
-def close_child(uri: str, run_id: str, folder: Path, status: Status, reason: str) -> None:
-    """Ends the run of a training whose processes are gone, after sending what they had recorded."""
-    if (folder / SPOOL_FILE).exists():
-        replay_spool(uri, run_id, folder / SPOOL_FILE)
-    end_run(uri, run_id, status, reason)
+_WAIT_S = 10.0
 
 
 def experiment_of(uri: str, run_id: str) -> str:
@@ -29,26 +20,29 @@ def experiment_of(uri: str, run_id: str) -> str:
 
 def update_parent(
     uri: str,
-    run_id: str,
+    run_folder: Path,
     *,
     description: str,
     tags: Mapping[str, Any],
     metrics: Mapping[str, float],
     artifacts: Mapping[Path, str],
-) -> None:
-    """Renews what a sweep's run shows.
+) -> int:
+    """Renews what a sweep's run shows. Where the store is away, it is kept on disk.
 
     Args:
         uri: of the store.
-        run_id: of the parent.
+        run_folder: of the sweep.
         description: Markdown, on top of its page.
         tags: set anew.
         metrics: the last value counts.
         artifacts: file -> folder among the run's artifacts.
+
+    Returns:
+        The number of records that are kept for later.
     """
-    client = MlflowClient(uri)
-    client.log_batch(run_id, tags=run_tags({"mlflow.note.content": description, **tags}))
-    for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
+    tracker = MlflowTracker(uri, run_folder, system_interval_s=None)
+    tracker.set_tags({"mlflow.note.content": description, **tags})
+    tracker.log_now(metrics)
     for path, folder in artifacts.items():
-        client.log_artifact(run_id, str(path), folder or None)
+        tracker.log_artifact(path, folder)
+    return tracker.close(timeout_s=_WAIT_S)

@@ -2,82 +2,74 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dmlscale.distributed.collectives import collective_device, max_over_ranks
 from dmlscale.distributed.world import World
+from dmlscale.training.checkpoint.agreement import together
 from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.folder import latest, name_of, read_manifest
+from dmlscale.training.checkpoint.folder import read_manifest
+from dmlscale.training.checkpoint.integrity import damage_for_all
 from dmlscale.training.checkpoint.manifest import Manifest
-from dmlscale.training.checkpoint.piece_file import StoredFile, StoredPiece
+from dmlscale.training.checkpoint.piece_file import Overlap, StoredPiece, dtype_name, read_overlaps
 from dmlscale.training.checkpoint.pieces import Piece, piece_here
 
 
-def load(path: Path, tensors: Mapping[str, Tensor], world: World) -> None:
+def load(path: Path, tensors: Mapping[str, Tensor], world: World, *, is_verified: bool = False) -> None:
     """Fills ``tensors`` in place from a checkpoint written at any number of ranks.
 
+    Each rank reads what it holds and nothing else, in slices of 64 MiB.
+
+    Args:
+        path: of the checkpoint.
+        tensors: from `state.tensors`, or some of them. After an error they hold anything.
+        world: the ranks; all of them call this.
+        is_verified: `newest_for_all` or `verify` has just found it whole, so that its digests need not be compared
+            again.
+
     Raises:
-        CheckpointError: a tensor is missing or has another shape, or the files are damaged.
+        CheckpointError: a tensor is missing, has another shape or type, or the files are damaged; on all ranks alike.
     """
+    if not is_verified and (damage := damage_for_all(path, world)):
+        raise CheckpointError(f"{path} is damaged ({'; '.join(damage)})")
+    together(lambda: _fill(path, tensors), world)
+
+
+def _fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
     manifest = read_manifest(path)
-    _check_shapes(path, manifest, tensors)
+    _check_fit(path, manifest, tensors)
+    held = {name: piece_here(name, tensor) for name, tensor in tensors.items()}
+    for file in manifest.files:
+        found = [_overlap(piece, held[piece.name]) for piece in file.pieces if piece.name in held]
+        if overlaps := [overlap for overlap in found if overlap is not None]:
+            read_overlaps(path / file.name, file, overlaps)
+
+
+def _check_fit(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    stored = defaultdict(list, manifest.pieces_by_tensor())
     for name, tensor in tensors.items():
-        _fill(path, manifest, piece_here(name, tensor))
-
-
-def newest_for_all(folder: Path, world: World) -> Path | None:
-    """`latest`, as rank 0 sees it: on shared storage ranks may see a new folder at different times."""
-    found = latest(folder) if world.rank == 0 else None
-    step = _rank_0_says(-1 if found is None else int(found.name.removeprefix("step_")), world)
-    return None if step < 0 else folder / name_of(step)
-
-
-def _check_shapes(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    shapes = {piece.name: piece.shape for file in manifest.files for piece in file.pieces}
-    for name, tensor in tensors.items():
-        if name not in shapes:
+        if not stored[name]:
             raise CheckpointError(f"{path}: no tensor {name!r}; was it written with another model or loss?")
-        if shapes[name] != tuple(tensor.shape):
+        there, here = stored[name][0], (tuple(tensor.shape), dtype_name(tensor))
+        if (there.shape, there.dtype) != here:
             raise CheckpointError(
-                f"{path}: {name!r} is {shapes[name]} there and {tuple(tensor.shape)} here: "
+                f"{path}: {name!r} is {there.shape} {there.dtype} there and {here[0]} {here[1]} here: "
                 "the model, the loss or the number of classes has changed"
             )
 
 
-def _fill(path: Path, manifest: Manifest, wanted: Piece) -> None:
-    for file in manifest.files:
-        for piece in file.pieces:
-            if piece.name == wanted.name:
-                _copy_overlap(path, file, piece, wanted)
-
-
-def _copy_overlap(path: Path, file: StoredFile, stored: StoredPiece, wanted: Piece) -> None:
+def _overlap(stored: StoredPiece, wanted: Piece) -> Overlap | None:
+    """What of a stored piece belongs to a piece of this rank."""
     there, here = [], []
     for offset, size, start, length in zip(
         stored.offsets, stored.sizes, wanted.offsets, wanted.tensor.shape, strict=True
     ):
         first, last = max(offset, start), min(offset + size, start + length)
         if first >= last:
-            return
-        there.append(slice(first - offset, last - offset))
+            return None
+        there.append((first - offset, last - offset))
         here.append(slice(first - start, last - start))
-    try:
-        with safe_open(path / file.name, framework="pt") as opened:
-            read = opened.get_slice(stored.name)[tuple(there)] if there else opened.get_tensor(stored.name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / file.name} is damaged: {error}") from error
-    with torch.no_grad():
-        wanted.tensor[tuple(here)].copy_(read) if here else wanted.tensor.copy_(read)
-
-
-def _rank_0_says(number: int, world: World) -> int:
-    """Rank 0's number, on every rank."""
-    lowest = -(2**53)
-    number = number if world.rank == 0 else lowest
-    said = torch.tensor([float(number)], dtype=torch.float64, device=collective_device(world))
-    return int(max_over_ranks(said, world))
+    return Overlap(stored, tuple(there), wanted.tensor[tuple(here)] if here else wanted.tensor)

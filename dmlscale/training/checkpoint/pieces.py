@@ -54,7 +54,8 @@ def pieces_to_write(tensors: Mapping[str, Tensor], world: World) -> list[Piece]:
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor) and _is_first_copy(tensor):
             piece = piece_here(name, tensor)
-            if piece.tensor.numel():
+            # A tensor without values is written too, else it would be missed: by rank 0, which has a first copy of all.
+            if piece.tensor.numel() or (not tensor.numel() and world.rank == 0):
                 mine.append(piece)
     return mine
 

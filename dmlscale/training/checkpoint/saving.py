@@ -1,89 +1,125 @@
-"""Writing a checkpoint from all ranks together."""
+"""The parts of a checkpoint: what each rank writes, and what makes a checkpoint of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from torch import Tensor
+from collections.abc import Callable, Sequence
 
 from dmlscale.distributed.world import World
 from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.folder import list_checkpoints, name_of
-from dmlscale.training.checkpoint.manifest import RECORD_FILE, Manifest, stored_file
+from dmlscale.training.checkpoint.manifest import RECORD_FILE, Manifest, parse_manifest, stored_file
 from dmlscale.training.checkpoint.piece_file import write_pieces
-from dmlscale.training.checkpoint.pieces import Piece, pieces_to_write
+from dmlscale.training.checkpoint.pieces import Piece
+from dmlscale.training.checkpoint.retention import METRICS_FILE
+from dmlscale.training.checkpoint.store import Store
 from dmlscale.training.state import Record
 
 
-def save(
-    folder: Path, tensors: Mapping[str, Tensor], record: Record, world: World, *, keep: int, attempt: int = 0
-) -> Path:
-    """Writes a checkpoint from all ranks together and returns its path; complete when rank 0's call returns.
-
-    Args:
-        folder: of the run's checkpoints.
-        tensors: from `state.tensors`.
-        record: where the run stands.
-        world: the ranks; all of them call this.
-        keep: how many of the newest to keep.
-        attempt: number of this start of the run's workers; files of another are never mixed with those of this one.
-    """
-    path = folder / name_of(record.step)
-    path.mkdir(parents=True, exist_ok=True)
-    write_part(path, pieces_to_write(tensors, world), world, attempt)
-    if world.rank == 0:
-        commit(path, record, world, attempt)
-        for old in list_checkpoints(folder)[:-keep]:
-            remove(old)
-    return path
-
-
-def write_part(path: Path, pieces: Sequence[Piece], world: World, attempt: int) -> None:
-    """Writes what this rank has to write, and then a note that it is there."""
-    stem = _stem(attempt, world.rank, world.num_ranks)
-    stored = write_pieces(path / f"{stem}.safetensors", pieces)
-    _write_whole(path / f"{stem}.json", json.dumps(dataclasses.asdict(stored)))
-
-
-def commit(path: Path, record: Record, world: World, attempt: int, *, timeout_s: float = 600.0) -> None:
-    """Waits for the parts of all ranks and makes a checkpoint of them. For rank 0.
+def write_part(store: Store, name: str, pieces: Sequence[Piece], world: World, attempt: int) -> None:
+    """Writes what this rank has to write, and then a note that it is there.
 
     Raises:
-        CheckpointError: a part did not come in time.
+        OSError, CheckpointError: it cannot be written; what was written of it is gone again.
     """
-    notes = [path / f"{_stem(attempt, rank, world.num_ranks)}.json" for rank in range(world.num_ranks)]
+    stem = _stem(attempt, world.rank, world.num_ranks)
+    file = f"{stem}.safetensors"
+    path = store.stage(name) / file
+    try:
+        stored = write_pieces(path, pieces)
+        store.deliver(name, file)
+        store.put(name, f"{stem}.json", json.dumps(dataclasses.asdict(stored)))
+    except BaseException:
+        path.unlink(missing_ok=True)  # a full disk has room for others' notes then
+        raise
+
+
+def commit(
+    store: Store,
+    name: str,
+    record: Record,
+    world: World,
+    attempt: int,
+    *,
+    is_current: Callable[[], bool],
+    is_abandoned: threading.Event,
+    timeout_s: float = 600.0,
+) -> int:
+    """Waits for the parts of all ranks and makes a checkpoint of them. For rank 0.
+
+    Args:
+        store: of the checkpoints.
+        name: of this one.
+        record: where the run stands.
+        world: the ranks that write it.
+        attempt: whose parts.
+        is_current: whether no later start of the run's workers has begun.
+        is_abandoned: set when a part will not come.
+        timeout_s: for how long parts are waited for.
+
+    Returns:
+        Bytes of all parts.
+
+    Raises:
+        CheckpointError: a part did not come, or a later start has begun.
+        OSError: the record cannot be written.
+    """
+    notes = {rank: f"{_stem(attempt, rank, world.num_ranks)}.json" for rank in range(world.num_ranks)}
+    texts: dict[int, str] = {}
     deadline = time.monotonic() + timeout_s
-    while missing := [note for note in notes if not note.exists()]:
+    while True:
+        for rank in notes.keys() - texts.keys():
+            if (text := store.get(name, notes[rank])) is not None:
+                texts[rank] = text
+        if len(texts) == len(notes) or is_abandoned.is_set():
+            break
         if time.monotonic() > deadline:
-            raise CheckpointError(f"{missing[0]} did not come within {timeout_s:g} s")
-        time.sleep(0.01)
-    files = tuple(stored_file(json.loads(note.read_text())) for note in notes)
-    _write_whole(path / RECORD_FILE, Manifest(record, files).to_json())
-    for note in notes:
-        note.unlink()
+            raise CheckpointError(_did_not_come(store, sorted(notes.keys() - texts.keys()), timeout_s))
+        is_abandoned.wait(store.look_every_s)
+    if is_abandoned.is_set():
+        raise CheckpointError("another rank could not write its part")
+    files = tuple(stored_file(json.loads(texts[rank])) for rank in sorted(texts))
+    if not is_current():
+        raise CheckpointError("a later start of this run's workers has begun: this one writes no more checkpoints")
+    store.put(name, RECORD_FILE, Manifest(record, files).to_json())
+    return sum(file.size for file in files)
 
 
-def remove(path: Path) -> None:
-    """Removes a checkpoint; its record first, so that it is none from the first moment on."""
-    (path / RECORD_FILE).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+def tidy(store: Store, name: str) -> None:
+    """Removes what no checkpoint needs: notes and parts of earlier starts beside a new one, and partial checkpoints."""
+    manifest = parse_manifest(store.get(name, RECORD_FILE) or "", name)
+    for file in set(store.files(name)) - {RECORD_FILE, METRICS_FILE, *(file.name for file in manifest.files)}:
+        store.remove_file(name, file)
+    for partial in store.partial():
+        store.remove(partial)
+
+
+def discard(store: Store, name: str, attempt: int) -> None:
+    """Removes what a start has written of a checkpoint that was not completed, so that its space is free again."""
+    record = store.get(name, RECORD_FILE)
+    if record is None:
+        store.remove(name)
+        return
+    # An earlier start's, which this one was to replace; or this one's, if only the answer to its writing was lost.
+    needed = {file.name for file in parse_manifest(record, name).files}
+    for file in store.files(name):
+        if file.startswith(_start_of(attempt)) and file not in needed:
+            store.remove_file(name, file)
+
+
+def _did_not_come(store: Store, ranks: Sequence[int], timeout_s: float) -> str:
+    named = ", ".join(map(str, ranks))
+    return (
+        f"the parts of rank(s) {named} did not come to {store.place} within {timeout_s:g} s: "
+        "do all workers see the same folder?"
+    )
+
+
+def _start_of(attempt: int) -> str:
+    return f"attempt-{attempt:04d}_"
 
 
 def _stem(attempt: int, rank: int, num_ranks: int) -> str:
-    return f"attempt-{attempt:04d}_rank-{rank:05d}-of-{num_ranks:05d}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a small file, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    return f"{_start_of(attempt)}rank-{rank:05d}-of-{num_ranks:05d}"

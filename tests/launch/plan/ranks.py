@@ -12,6 +12,7 @@ from dmlscale.data.types import Batch
 from dmlscale.distributed.node_groups import grouped_by_node
 from dmlscale.distributed.world import World
 from dmlscale.launch import build
+from dmlscale.training.pace import Stopwatch
 from dmlscale.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def bytes_of_steps(
 def bytes_of_a_step(
     world: World, path: str, overrides: list[str], labels: list[int]
 ) -> tuple[Counter[str], Counter[str]]:
-    """What this rank hands to each collective in its second step, and for the losses' own figures."""
+    """What this rank hands to each collective in its second step, and for what is logged of losses and paces."""
     config = load_config(path, overrides)
     num_classes = max(labels) + 1
     embedder = build.build_embedder(config)
@@ -40,6 +41,7 @@ def bytes_of_a_step(
         train_step(trainee, batch, 1)
     with counted_bytes() as logged:
         objective.metrics()
+        Stopwatch(CPU, meets_in_forward=False).read(world)
     return found, logged
 
 

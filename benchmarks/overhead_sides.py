@@ -162,7 +162,8 @@ def run_side(side: Side, setting: Setting, folder: Path) -> None:
     """A training that waits for its turn after each round, until it is killed."""
     from dmlscale.config.load import load_config
     from dmlscale.distributed.world import World
-    from dmlscale.launch import preflight, run_folder
+    from dmlscale.launch import preflight
+    from dmlscale.launch.run import run_folder
     from dmlscale.launch.task import Task
     from dmlscale.launch.tracked import start_run
     from dmlscale.launch.worker import Training

@@ -16,9 +16,9 @@ from dmlscale.data.index import Index
 from dmlscale.distributed.world import World
 from dmlscale.evaluation.embed import raw_pixels
 from dmlscale.evaluation.evaluate import evaluate
-from dmlscale.launch import run_folder
 from dmlscale.launch.build import build_embedder, build_eval_batches
 from dmlscale.launch.evaluation.evaluator import Evaluator
+from dmlscale.launch.run import run_folder
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import Training
 from dmlscale.training.loop import DivergedError

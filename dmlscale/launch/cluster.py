@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.recovery.elastic import fewest_workers
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"

@@ -10,16 +10,17 @@ from typing import Any
 
 from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
-from dmlscale.launch import lease, preflight, run_folder, summary
+from dmlscale.launch import preflight, summary
 from dmlscale.launch.build import open_index
-from dmlscale.launch.checkpoint_places import find_checkpoint
-from dmlscale.launch.continuation import continues, unfinished_twin
 from dmlscale.launch.display import ProgressTail
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.models.export import export_of_run
-from dmlscale.launch.run_state import newest_step, state_on_error, write_state
+from dmlscale.launch.recovery.supervision import WITHOUT_WORKERS
+from dmlscale.launch.run import lease, run_folder
+from dmlscale.launch.run.checkpoint_places import find_checkpoint
+from dmlscale.launch.run.continuation import continues, unfinished_twin
+from dmlscale.launch.run.run_state import newest_step, state_on_error, write_state
 from dmlscale.launch.signals import beside, stop_on_signal
-from dmlscale.launch.supervision import WITHOUT_WORKERS
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import mark_stopped, marked_failed_on_error, run_id_of, start_run, where_recorded
 from dmlscale.tracking.store import resolve_uri

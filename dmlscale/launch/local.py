@@ -10,8 +10,8 @@ import torch
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
 from dmlscale.launch.errors import LaunchError, WorkersFailedError
-from dmlscale.launch.failures import first_line
-from dmlscale.launch.out_of_memory import is_on_device, is_out_of_memory, memory_advice
+from dmlscale.launch.recovery.failures import first_line
+from dmlscale.launch.recovery.out_of_memory import is_on_device, is_out_of_memory, memory_advice
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 

@@ -13,10 +13,10 @@ import torch
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
 from dmlscale.launch.cluster import ray_cluster, require, uses_gpu
-from dmlscale.launch.elastic import fewest_workers, nodes, of_one_worker, room, scaling
-from dmlscale.launch.failures import kind_of
-from dmlscale.launch.membership import Membership
-from dmlscale.launch.supervision import AttemptFailedError, Supervisor, tell
+from dmlscale.launch.recovery.elastic import fewest_workers, nodes, of_one_worker, room, scaling
+from dmlscale.launch.recovery.failures import kind_of
+from dmlscale.launch.recovery.membership import Membership
+from dmlscale.launch.recovery.supervision import AttemptFailedError, Supervisor, tell
 from dmlscale.launch.task import Task
 
 # A healthy rank notices that a peer is gone before Ray does, and Ray ends all at the first error that it sees. So a
@@ -130,7 +130,7 @@ def _on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.util
     from ray.train.torch import get_device
 
-    from dmlscale.launch.roster import write_place
+    from dmlscale.launch.recovery.roster import write_place
     from dmlscale.launch.worker import work
 
     world, device = World.current(), get_device()

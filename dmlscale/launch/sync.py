@@ -9,8 +9,8 @@ import yaml
 
 from dmlscale.config.load import check_config
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.lease import held, is_driven
-from dmlscale.launch.run_folder import CONFIG_FILE
+from dmlscale.launch.run.lease import held, is_driven
+from dmlscale.launch.run.run_folder import CONFIG_FILE
 from dmlscale.launch.tracked import flat_params, run_tags
 from dmlscale.tracking.run_file import KnownRun, earlier_ids, known_run, note_run
 from dmlscale.tracking.sender import first_line

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
-from dmlscale.launch.lease import read_holder, this_process
+from dmlscale.launch.run.lease import read_holder, this_process
 from dmlscale.tracking.provenance import cluster_tags, git_tags
 from dmlscale.tracking.run_file import known_run
 from dmlscale.tracking.spools import num_undelivered

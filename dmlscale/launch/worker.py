@@ -18,21 +18,21 @@ from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.launch import build
-from dmlscale.launch.attempt import begin_attempt
 from dmlscale.launch.evaluation.bank_sample import gather_banks, trained_labels
 from dmlscale.launch.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dmlscale.launch.evaluation.evaluator import Evaluator, FinalEvaluation
 from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.mining import Miner
-from dmlscale.launch.progress import Progress
 from dmlscale.launch.ranks import OverRanks
-from dmlscale.launch.recorder import open_tracker
-from dmlscale.launch.run_folder import check_same_dataset
-from dmlscale.launch.saving import RunSaver
-from dmlscale.launch.skipped_samples import SkippedCount
-from dmlscale.launch.skipped_steps import SkippedSteps
+from dmlscale.launch.recovery.attempt import begin_attempt
+from dmlscale.launch.recovery.watchdog import Watch, watch_limits
+from dmlscale.launch.run.progress import Progress
+from dmlscale.launch.run.recorder import open_tracker
+from dmlscale.launch.run.run_folder import check_same_dataset
+from dmlscale.launch.run.saving import RunSaver
+from dmlscale.launch.run.skipped_samples import SkippedCount
+from dmlscale.launch.run.skipped_steps import SkippedSteps
 from dmlscale.launch.task import HANDS_OVER, Task
-from dmlscale.launch.watchdog import Watch, watch_limits
 from dmlscale.models.embedder import Embedder
 from dmlscale.training import checkpoint
 from dmlscale.training.loop import Hooks, run_loop

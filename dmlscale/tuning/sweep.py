@@ -18,12 +18,13 @@ from rich.console import Console, RenderableType
 
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
-from dmlscale.launch import preflight, run_folder
+from dmlscale.launch import preflight
 from dmlscale.launch.build import open_index
 from dmlscale.launch.cluster import check_resources, ray_cluster, runs_at_once
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.lease import held
 from dmlscale.launch.models.export import export_of_run
+from dmlscale.launch.run import run_folder
+from dmlscale.launch.run.lease import held
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking.provenance import cluster_tags, git_tags
 from dmlscale.tracking.store import dashboard_address, dashboard_command, is_server, resolve_uri, run_path

@@ -10,8 +10,9 @@ from typing import Any
 
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
-from dmlscale.launch import preflight, run_folder
+from dmlscale.launch import preflight
 from dmlscale.launch.build import open_index
+from dmlscale.launch.run import run_folder
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import start_run
 from dmlscale.tracking.run_file import known_run

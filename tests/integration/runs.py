@@ -11,7 +11,7 @@ import yaml
 
 from dmlscale.config.load import load_config
 from dmlscale.distributed.world import World
-from dmlscale.launch import run_folder
+from dmlscale.launch.run import run_folder
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 

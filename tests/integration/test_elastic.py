@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dmlscale.launch.attempt import last_attempt
+from dmlscale.launch.recovery.attempt import last_attempt
 from dmlscale.training.checkpoint import latest
 from tests.distributed.pool import GlooPool
 from tests.hosts.network import Hosts, why_no_hosts

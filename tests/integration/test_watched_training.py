@@ -10,7 +10,7 @@ import pytest
 
 from dmlscale.distributed.beats import PHASES, Beat
 from dmlscale.distributed.world import World
-from dmlscale.launch.watchdog import Watch
+from dmlscale.launch.recovery.watchdog import Watch
 from dmlscale.launch.worker import Training
 from dmlscale.training.objective import Objective
 from tests.integration.runs import CPU, task_of, work_on_rank

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dmlscale.config.schema import Config
 from dmlscale.distributed.beats import PHASES
 from dmlscale.launch.driver import EXIT_RESUME_ME
-from dmlscale.launch.run_state import Name
+from dmlscale.launch.run.run_state import Name
 
 TEXT = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
 

@@ -15,7 +15,7 @@ from dmlscale.cli import main
 from dmlscale.data.packing.pack import ensure_packed
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
-from dmlscale.launch.lease import held, this_process
+from dmlscale.launch.run.lease import held, this_process
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking.mlflow import MlflowTracker, begin_run, end_run, start_or_continue, update_parent
 from dmlscale.tracking.run_file import known_run

@@ -8,8 +8,8 @@ from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.cluster import check_resources, require, uses_gpu
 from dmlscale.launch.doctor.finding import Finding
 from dmlscale.launch.doctor.machines import Machine
-from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.recovery.elastic import fewest_workers
 
 CHECK = "resources"
 

@@ -16,7 +16,7 @@ from dmlscale.launch.evaluation.bank_sample import BankSample, load_banks, train
 from dmlscale.launch.evaluation.evaluator import Evaluator
 from dmlscale.launch.evaluation.report import draw_report
 from dmlscale.launch.models.exported_folder import untrained
-from dmlscale.launch.run_folder import check_same_dataset
+from dmlscale.launch.run.run_folder import check_same_dataset
 from dmlscale.launch.task import Task
 from dmlscale.training import checkpoint
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.jobs.client import ask, asking
+from dmlscale.launch.recovery.elastic import fewest_workers
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -13,8 +13,8 @@ from dmlscale.config.load import check_config, load_config, override_values
 from dmlscale.config.schema import Config
 from dmlscale.data.sources import SOURCES
 from dmlscale.launch import preflight
-from dmlscale.launch.checkpoint_places import find_checkpoint
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.run.checkpoint_places import find_checkpoint
 from dmlscale.training import checkpoint
 
 CommandName = Literal["train", "tune", "evaluate", "pack"]

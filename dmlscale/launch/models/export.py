@@ -16,13 +16,13 @@ from dmlscale.data.errors import DataError
 from dmlscale.data.reader import LostSampleError, Reader
 from dmlscale.data.transforms import apply
 from dmlscale.launch.build import open_index
-from dmlscale.launch.checkpoint_places import find_checkpoint
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.models.embedding_model import EmbeddingModel
 from dmlscale.launch.models.exported_folder import MODEL_FILE, WEIGHTS_FILE, load_exported, write_model
 from dmlscale.launch.models.model_folder import load_checkpoint
 from dmlscale.launch.models.onnx_export import export_onnx, require_packages
 from dmlscale.launch.models.register import check_registration, register_model
+from dmlscale.launch.run.checkpoint_places import find_checkpoint
 from dmlscale.training import checkpoint
 
 ONNX_FILE = "model.onnx"

@@ -9,10 +9,10 @@ import torch
 
 from dmlscale.config.load import check_config
 from dmlscale.distributed.world import World
-from dmlscale.launch.checkpoint_places import find_checkpoint
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.models.embedding_model import EmbeddingModel, Origin, hash_of_weights
 from dmlscale.launch.models.exported_folder import MODEL_FILE, assemble, load_exported, untrained
+from dmlscale.launch.run.checkpoint_places import find_checkpoint
 from dmlscale.training import checkpoint
 
 _PACKAGES = ("dmlscale", "torch", "torchvision", "timm")

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dmlscale.launch.attempt import Attempt
+from dmlscale.launch.recovery.attempt import Attempt
 
 
 class Progress:

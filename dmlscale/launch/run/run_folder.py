@@ -15,8 +15,8 @@ from dmlscale.config.schema import Config
 from dmlscale.data.index import Index
 from dmlscale.data.planning.mined_plan import MinedSampling
 from dmlscale.data.storage.storage import Storage
-from dmlscale.launch.checkpoint_places import absolute_place, newest_record
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.run.checkpoint_places import absolute_place, newest_record
 
 CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"

@@ -14,11 +14,12 @@ import pytest
 
 from dmlscale.config.load import load_config
 from dmlscale.data.errors import DataError
-from dmlscale.launch import run_folder, supervision
 from dmlscale.launch.errors import GaveUpError, WorkersFailedError
-from dmlscale.launch.roster import write_place
-from dmlscale.launch.run_state import read_state
-from dmlscale.launch.supervision import AttemptFailedError, Supervisor
+from dmlscale.launch.recovery import supervision
+from dmlscale.launch.recovery.roster import write_place
+from dmlscale.launch.recovery.supervision import AttemptFailedError, Supervisor
+from dmlscale.launch.run import run_folder
+from dmlscale.launch.run.run_state import read_state
 from dmlscale.launch.task import Task
 
 Step = Callable[[Path], dict[str, Any]]

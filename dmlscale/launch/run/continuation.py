@@ -10,9 +10,9 @@ from typing import Any
 from dmlscale.config.load import ConfigError, check_config, read_values
 from dmlscale.config.schema import Config
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.lease import is_driven
-from dmlscale.launch.run_folder import CONFIG_FILE
-from dmlscale.launch.run_state import newest_step, read_state
+from dmlscale.launch.run.lease import is_driven
+from dmlscale.launch.run.run_folder import CONFIG_FILE
+from dmlscale.launch.run.run_state import newest_step, read_state
 
 # What says how, where and with how much telling a run is done, but not what comes out of it. The same command may
 # change these; everything else only with --resume, in so many words.

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from dmlscale.distributed.world import World
-from dmlscale.launch.attempt import Attempt
-from dmlscale.launch.checkpoint_places import checkpoint_store, retention_of
+from dmlscale.launch.recovery.attempt import Attempt
+from dmlscale.launch.run.checkpoint_places import checkpoint_store, retention_of
 from dmlscale.launch.task import Task
 from dmlscale.tracking.tracker import Tracker
 from dmlscale.training.checkpoint.agreement import gather_texts, together

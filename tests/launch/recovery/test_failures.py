@@ -23,9 +23,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage.transfer_errors import TransferError
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.failures import Note, classify, kind_of
-from dmlscale.launch.out_of_memory import is_on_device
-from dmlscale.launch.roster import Place
+from dmlscale.launch.recovery.failures import Note, classify, kind_of
+from dmlscale.launch.recovery.out_of_memory import is_on_device
+from dmlscale.launch.recovery.roster import Place
 from dmlscale.models.errors import ModelError
 from dmlscale.training.checkpoint import CheckpointError
 from dmlscale.training.loop import DivergedError

@@ -16,13 +16,13 @@ from threading import Thread
 from typing import Any
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.launch.elastic import fewest_workers
 from dmlscale.launch.errors import GaveUpError, WorkersFailedError
-from dmlscale.launch.failures import Failure, Note, classify, unwrapped
-from dmlscale.launch.memory_kills import count_memory_kills
-from dmlscale.launch.out_of_memory import is_on_device, memory_advice
-from dmlscale.launch.roster import read_places
-from dmlscale.launch.run_state import Name, last_step, newest_step, write_state
+from dmlscale.launch.recovery.elastic import fewest_workers
+from dmlscale.launch.recovery.failures import Failure, Note, classify, unwrapped
+from dmlscale.launch.recovery.memory_kills import count_memory_kills
+from dmlscale.launch.recovery.out_of_memory import is_on_device, memory_advice
+from dmlscale.launch.recovery.roster import read_places
+from dmlscale.launch.run.run_state import Name, last_step, newest_step, write_state
 from dmlscale.launch.task import HANDS_OVER, Task
 
 FAULTS_FILE = "faults.jsonl"

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dmlscale.launch.out_of_memory import is_out_of_memory
-from dmlscale.launch.roster import Place
+from dmlscale.launch.recovery.out_of_memory import is_out_of_memory
+from dmlscale.launch.recovery.roster import Place
 
 Kind = Literal["lost", "broken_connection", "lasting", "out_of_memory"]
 

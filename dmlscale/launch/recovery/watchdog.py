@@ -29,9 +29,9 @@ from dmlscale.distributed.beats import PHASES, TIMED_PHASES, Beat, Limits, Peer
 from dmlscale.distributed.heartbeats import Hub, Spoke
 from dmlscale.distributed.verdicts import Verdict, named
 from dmlscale.distributed.world import World
-from dmlscale.launch.attempt import Attempt
 from dmlscale.launch.ranks import OverRanks
-from dmlscale.launch.watch_notes import WatchNotes
+from dmlscale.launch.recovery.attempt import Attempt
+from dmlscale.launch.recovery.watch_notes import WatchNotes
 
 # Of a worker that a watchdog has ended; no other part of the package, and nothing in sysexits.h, has it.
 EXIT_BY_WATCHDOG = 79

@@ -19,11 +19,11 @@ import yaml
 
 from dmlscale.cli import main
 from dmlscale.distributed.world import World
-from dmlscale.launch.attempt import begin_attempt
-from dmlscale.launch.checkpoint_places import find_checkpoint, newest_record
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.preflight import check_cheap
-from dmlscale.launch.progress import Progress
+from dmlscale.launch.recovery.attempt import begin_attempt
+from dmlscale.launch.run.checkpoint_places import find_checkpoint, newest_record
+from dmlscale.launch.run.progress import Progress
 from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 from dmlscale.training import checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dmlscale.launch.memory_kills import count_memory_kills
+from dmlscale.launch.recovery.memory_kills import count_memory_kills
 
 _PREFIX = "rank_"
 

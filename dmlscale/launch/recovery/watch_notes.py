@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from dmlscale.distributed.verdicts import Verdict
-from dmlscale.launch.attempt import Attempt
+from dmlscale.launch.recovery.attempt import Attempt
 
 # Shared storage may hang as well: nobody waits for longer than this for words about it.
 _LONGEST_WRITE_S = 5.0

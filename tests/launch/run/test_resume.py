@@ -10,11 +10,11 @@ import yaml
 
 from dmlscale.config.load import load_config
 from dmlscale.config.schema import Config
-from dmlscale.launch import run_folder
-from dmlscale.launch.continuation import continues, unfinished_twin
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.lease import held
-from dmlscale.launch.run_state import STATE_FILE, newest_step, read_state, state_on_error, write_state
+from dmlscale.launch.run import run_folder
+from dmlscale.launch.run.continuation import continues, unfinished_twin
+from dmlscale.launch.run.lease import held
+from dmlscale.launch.run.run_state import STATE_FILE, newest_step, read_state, state_on_error, write_state
 
 
 def config_of(folder: Path, *overrides: str, name: str = "mine") -> Config:

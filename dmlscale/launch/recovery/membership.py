@@ -13,8 +13,8 @@ from contextlib import suppress
 from types import TracebackType
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.launch.attempt import last_attempt
-from dmlscale.launch.elastic import Node, nodes, of_one_worker, room
+from dmlscale.launch.recovery.attempt import last_attempt
+from dmlscale.launch.recovery.elastic import Node, nodes, of_one_worker, room
 from dmlscale.launch.task import Task
 
 _ENDS_WITHIN_S = 10.0  # unless the cluster does not answer

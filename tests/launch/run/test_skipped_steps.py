@@ -15,7 +15,7 @@ from dmlscale.data.index import Index
 from dmlscale.data.packing.pack import ensure_packed
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.arrays import Arrays
-from dmlscale.launch.skipped_steps import SkippedSteps
+from dmlscale.launch.run.skipped_steps import SkippedSteps
 from dmlscale.launch.task import Task
 from dmlscale.training.loop import DivergedError
 from dmlscale.training.nonfinite import SkippedStep

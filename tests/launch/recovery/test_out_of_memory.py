@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dmlscale.config.load import load_config
-from dmlscale.launch.memory_kills import count_memory_kills
-from dmlscale.launch.out_of_memory import is_on_device, is_out_of_memory, memory_advice
+from dmlscale.launch.recovery.memory_kills import count_memory_kills
+from dmlscale.launch.recovery.out_of_memory import is_on_device, is_out_of_memory, memory_advice
 
 
 def advice(*overrides: str, on_device: bool = True) -> str:
@@ -94,7 +94,7 @@ def test_a_run_in_this_process_that_needs_too_much_says_what_to_do(tmp_path: Pat
         "config = load_config('configs/quickstart.yaml')\n"
         "local.run_local(Task('train', config.model_dump(mode='json'), sys.argv[1]), config.resources)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, script, str(tmp_path)],
         capture_output=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dmlscale.launch.watchdog import EXIT_BY_WATCHDOG
+from dmlscale.launch.recovery.watchdog import EXIT_BY_WATCHDOG
 from tests.hosts.network import Hosts, why_no_hosts
 
 pytestmark = pytest.mark.skipif(why_no_hosts() is not None, reason=str(why_no_hosts()))
@@ -24,7 +24,7 @@ def test_both_sides_of_a_cut_network_end_in_time_and_name_the_other(tmp_path: Pa
         processes = [
             hosts.start(
                 name,
-                [sys.executable, "-m", "tests.launch.watched", str(rank), "2", str(tmp_path), str(TIMEOUT_S)],
+                [sys.executable, "-m", "tests.launch.recovery.watched", str(rank), "2", str(tmp_path), str(TIMEOUT_S)],
                 log=tmp_path / f"{name}.log",
                 env=env,
             )

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from dmlscale.launch import lease
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.lease import LEASE_FILE, held, is_driven, read_holder, this_process
+from dmlscale.launch.run import lease
+from dmlscale.launch.run.lease import LEASE_FILE, held, is_driven, read_holder, this_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dmlscale.launch.lease import held
+from dmlscale.launch.run.lease import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.world import World
-from dmlscale.launch.attempt import begin_attempt, last_attempt
 from dmlscale.launch.cluster import require, uses_gpu
-from dmlscale.launch.elastic import Node, most_workers, of_one_worker, room, scaling
 from dmlscale.launch.errors import LaunchError
-from dmlscale.launch.membership import Membership, leaving_line, number_line
+from dmlscale.launch.recovery.attempt import begin_attempt, last_attempt
+from dmlscale.launch.recovery.elastic import Node, most_workers, of_one_worker, room, scaling
+from dmlscale.launch.recovery.membership import Membership, leaving_line, number_line
 from dmlscale.launch.task import Task
 from tests.distributed.pool import GlooPool
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from dmlscale.distributed.beats import Limits
 from dmlscale.distributed.world import World
-from dmlscale.launch.attempt import begin_attempt
-from dmlscale.launch.watchdog import Watch
+from dmlscale.launch.recovery.attempt import begin_attempt
+from dmlscale.launch.recovery.watchdog import Watch
 
 Behaviour = Callable[[Watch, World, Path], None]
 
@@ -89,7 +89,7 @@ def steps_without_end(watch: Watch, world: World, folder: Path) -> None:
 def start(folder: Path, num_ranks: int, behaviour: Behaviour, limits: Limits, *, restartable: bool = True) -> Ranks:
     """Starts ranks that do what ``behaviour`` says, which must be importable."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.launch.watched"])
+    context.set_forkserver_preload(["tests.launch.recovery.watched"])
     ranks = Ranks(folder)
     for rank in range(num_ranks):
         process = context.Process(target=serve, args=(rank, num_ranks, folder, behaviour, limits, restartable))

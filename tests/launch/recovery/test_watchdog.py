@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from dmlscale.distributed.beats import Limits
 from dmlscale.distributed.world import World
-from dmlscale.launch.watchdog import EXIT_BY_WATCHDOG, Watch
-from tests.launch.watched import Behaviour, Ranks, here, start, steps_without_end
+from dmlscale.launch.recovery.watchdog import EXIT_BY_WATCHDOG, Watch
+from tests.launch.recovery.watched import Behaviour, Ranks, here, start, steps_without_end
 
 LIMITS = Limits(heartbeat_timeout_s=1.5, stall_timeout_s=60)
 HUNG = Limits(heartbeat_timeout_s=20, stall_timeout_s=1.5)

@@ -71,16 +71,17 @@ class Judge:
                 over.append(rank)
         if not over:
             return None
-        failed = [rank for rank in over if rank in beats and beats[rank].phase == "failed"]
-        if failed:
-            return self._failed(failed[0], beats[failed[0]])
         # Others of the same machine fall silent at almost the same time: the line is to name them all.
         lost = [
             rank
             for rank, heard_at in enumerate(self._heard_at)
             if now - heard_at >= self._limits.heartbeat_timeout_s / 2 and not (rank in beats and beats[rank].is_last)
-        ] or over
-        return _lost(lost, self._peers, beats, max(now - self._heard_at[rank] for rank in over))
+        ]
+        failed = [rank for rank in over if rank in beats and beats[rank].phase == "failed"]
+        # Where a rank is silent too, the others have failed because their connection to it broke.
+        if failed and not lost:
+            return self._failed(failed[0], beats[failed[0]])
+        return _lost(lost or over, self._peers, beats, max(now - self._heard_at[rank] for rank in over))
 
     def _failed(self, rank: int, beat: Beat) -> Verdict:
         message = f"{named([rank], self._peers)} failed at step {beat.step}, and the others wait for it: {beat.error}"

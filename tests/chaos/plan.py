@@ -24,7 +24,7 @@ KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # A fault is due this many steps after the one before, give or take a third.
 STEPS_BETWEEN = 90
 # The training goes on while some faults last, so the run is longer than the plan.
-_LONGER = 1.7
+_LONGER = 1.3
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,16 @@ def test_one_that_ended_is_not_missed_and_one_that_failed_is() -> None:
     )
 
 
+def test_one_that_is_silent_comes_before_one_whose_connection_to_it_broke() -> None:
+    court = Court()
+    training(court)
+    court.say(3, 10, "step")
+    court.beats[2] = Beat(10, "failed", error="RuntimeError: Connection reset by peer")
+    court.counts[2] += 1
+    verdict = court.until_verdict([0, 1], 10, "step")
+    assert (verdict.kind, verdict.suspects) == ("lost", (3,))
+
+
 def beat_of(step: int) -> Beat:
     return Beat(step, "evaluation")
 

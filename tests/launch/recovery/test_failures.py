@@ -53,6 +53,7 @@ LOW_MEMORY = "Task was killed due to the node running low on memory.\nMemory on 
 
 
 def _lose_a_peer(rank: int, store: str, errors: mp.SimpleQueue[bytes]) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=20)
     )
@@ -72,7 +73,6 @@ def real_gloo_error(tmp_path_factory: pytest.TempPathFactory) -> BaseException:
     context = mp.get_context("spawn")
     errors = context.SimpleQueue()
     store = str(tmp_path_factory.mktemp("gloo") / "store")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     processes = [context.Process(target=_lose_a_peer, args=(rank, store, errors)) for rank in range(2)]
     for process in processes:
         process.start()

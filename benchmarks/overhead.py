@@ -86,14 +86,14 @@ def measure(
                     if number:
                         seconds[name].append(taken)
                 say(f"round {number} of {setting.rounds}")
-            found = {}
-            for n, name in enumerate(names):
-                wall_s, cpu_s = np.array(seconds[name]).T / setting.steps_of_turn
-                found[name] = Times(wall_s, cpu_s, written(Path(folder) / f"{n}"))
-            return found
         finally:
             for side in sides.values():
                 side.end()
+        found = {}  # now, as a side may have been stopped while it held the lock of its database
+        for n, name in enumerate(names):
+            wall_s, cpu_s = np.array(seconds[name]).T / setting.steps_of_turn
+            found[name] = Times(wall_s, cpu_s, written(Path(folder) / f"{n}"))
+        return found
 
 
 def report(times: Mapping[str, Times], setting: Setting) -> tuple[str, list[str]]:

@@ -99,7 +99,8 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest to keep."""
     keep_best: int = Field(default=0, ge=0)
-    """How many of the best to keep beside them, by best_metric; each evaluation is then saved."""
+    """How many of the best to keep beside them, by best_metric; each evaluation is then saved. Of use
+    with eval_every."""
     best_metric: str = "recall_at_1"
     """A metric of the evaluation split of which more is better."""
     checkpoint_folder: str | None = None
@@ -209,5 +210,15 @@ class Config(Section):
             raise ValueError(
                 f"resources.min_workers is {r.min_workers}, but resources.workers is {r.workers}: the run has at most "
                 "`workers` of them; lower min_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_options_have_a_url(self) -> Config:
+        t = self.train
+        if t.checkpoint_storage_options and t.checkpoint_folder is None:
+            raise ValueError(
+                "train.checkpoint_storage_options are for a URL, but train.checkpoint_folder is not set: set it, or "
+                "leave the options out"
             )
         return self

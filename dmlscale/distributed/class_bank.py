@@ -55,7 +55,8 @@ class ClassBank(nn.Module):
 
         An untrained network sends everything in nearly the same direction, so the classes' mean directions hardly
         differ; those from the middle of all samples do, and a softmax over them has something to learn from at once.
-        Classes that never occur keep their values.
+        Classes that never occur keep their values. Embeddings with NaN or infinity are left out: one of them would
+        move every class.
 
         Args:
             batches: this rank's (embeddings (b, d), labels (b,)) pairs; ranks may have different numbers.
@@ -83,9 +84,10 @@ class ClassBank(nn.Module):
             rows = normalize(rows, dim=1) if directions else rows
             everyone = collectives.gather_rows(rows, sizes, self.world)
             position = collectives.gather_rows(labels, sizes, self.world) - self.start
-            mine = (position >= 0) & (position < num_local)
-            total += everyone.sum(0)
-            num_samples += len(everyone)
+            usable = torch.isfinite(everyone).all(1)
+            mine = (position >= 0) & (position < num_local) & usable
+            total += everyone[usable].sum(0)
+            num_samples += int(usable.sum())
             sums.index_add_(0, position[mine], everyone[mine])
             counts.index_add_(0, position[mine], torch.ones_like(counts[:1]).expand(int(mine.sum())))
         seen = counts > 0

@@ -8,6 +8,9 @@ from typing import Literal
 
 from dmlscale.distributed.beats import Beat, Limits, Patience, Peer
 
+# Hosts in a message, which travels as one line of bounded length.
+_MOST_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -140,7 +143,9 @@ def named(ranks: Sequence[int], peers: Sequence[Peer]) -> str:
     if len(ranks) == 1:
         peer = peers[ranks[0]]
         return f"rank {ranks[0]} ({peer.host}, pid {peer.pid})"
-    return f"{_ranks(ranks)} ({', '.join(dict.fromkeys(peers[rank].host for rank in ranks))})"
+    hosts = list(dict.fromkeys(peers[rank].host for rank in ranks))
+    more = f" and {len(hosts) - _MOST_NAMED} more" if len(hosts) > _MOST_NAMED else ""
+    return f"{_ranks(ranks)} ({', '.join(hosts[:_MOST_NAMED])}{more})"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,7 +58,6 @@ class ProgressTail:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._printed_at = 0.0
-        self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> ProgressTail:
         self._thread.start()
@@ -76,15 +75,17 @@ class ProgressTail:
         self._read()
 
     def _read(self) -> None:
-        if not self._path.exists():
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except OSError:  # not there yet, or storage that does not answer now
             return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
         whole = text[: text.rfind(b"\n") + 1]  # the last line may still be being written
         self._offset += len(whole)
         for line in whole.splitlines():
-            self._show(json.loads(line))
+            with suppress(ValueError):  # torn by a kill or a full disk
+                self._show(json.loads(line))
 
     def _show(self, entry: dict[str, Any]) -> None:
         if "fault" in entry:
@@ -100,16 +101,15 @@ class ProgressTail:
 
     def _show_step(self, entry: dict[str, Any]) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = (entry["step"], now)
         is_last = entry["step"] == entry["steps"]
         if now - self._printed_at < PRINT_EVERY_S and not is_last:
             return
         self._printed_at = now
         metrics = entry["metrics"]
         left = (entry["steps"] - entry["step"]) / max(1e-9, metrics["throughput/steps_per_s"])
+        loss = f"loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else "skipped"
         print(
-            f"{_at(entry)}  loss {metrics.get('train/loss', math.nan):.4f}  "
+            f"{_at(entry)}  {loss}  "
             f"{metrics['throughput/samples_per_s']:,.0f} samples/s  "
             f"{metrics['data/wait_fraction']:.0%} waiting for data  ETA {_duration(left)}",
             flush=True,

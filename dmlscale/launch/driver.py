@@ -91,12 +91,10 @@ def _trained(task: Task, config: Config, held: lease.Lease, *, local: bool) -> d
     def note_stop() -> None:
         write_state(folder, "stopping")
 
-    for request in (task.stop_file, task.hand_over_file):
-        request.unlink(missing_ok=True)  # of an earlier driver, which was killed
     write_state(folder, "training" if local else "starting")
     with state_on_error(folder), stop_on_signal(task.stop_file, note_stop) as handlers, ProgressTail(task.progress):
         result = beside(lambda: _runner(local)(task, config), handlers, held.check)
-        write_state(folder, "stopped" if result["stopped"] else "finished")
+    write_state(folder, "stopped" if result["stopped"] else "finished")  # no signal is to say "stopping" after it
     return result
 
 
@@ -124,7 +122,8 @@ def evaluate(
     index = open_index(config)
     preflight.check_evaluation(config, index)
     preflight.check_shards(config, index, (config.data.eval_split, config.data.gallery_split))
-    task = Task("evaluate", config.model_dump(mode="json"), str(path.parent.parent), str(path), report_folder=report)
+    folder = str(run_folder.folder_of(checkpoint_path, path))
+    task = Task("evaluate", config.model_dump(mode="json"), folder, str(path), report_folder=report)
     result = _runner(local)(task, config)
     summary.write_json(json_file, result)
     summary.show(result, config)

@@ -13,16 +13,17 @@ class WorkersFailedError(RuntimeError):
     """Workers ended with an error, and are not started again.
 
     Args:
-        failures: first line of each rank's error.
+        failures: first line of each rank's error; -1 for one that is no rank's.
         folder: where their logs are.
         advice: what to do, in whole lines.
     """
 
     def __init__(self, failures: Mapping[int, str], folder: str, advice: Sequence[str] = ()) -> None:
         self.failures = dict(failures)
-        distinct = dict.fromkeys(failures.values())
-        ranks = {text: [r for r, t in failures.items() if t == text] for text in distinct}
-        lines = [f"rank {', '.join(map(str, ranks[text]))}: {text}" for text in distinct]
+        ranks: dict[str, list[int]] = {}
+        for rank, text in failures.items():
+            ranks.setdefault(text, []).append(rank)
+        lines = [f"{_who(of)}: {text}" for text, of in ranks.items()]
         super().__init__("\n".join([*lines, *advice, f"(logs: {folder})"]))
 
 
@@ -44,3 +45,7 @@ class GaveUpError(WorkersFailedError):
             f"the workers were lost {times} without a checkpoint between, which is more than resources.max_failures:"
         ]
         super().__init__(failures, folder, [*head, *(f"  {n}. {what}" for n, what in enumerate(history, 1)), *advice])
+
+
+def _who(ranks: Sequence[int]) -> str:
+    return "workers" if min(ranks) < 0 else f"rank {', '.join(map(str, ranks))}"

@@ -15,7 +15,7 @@ from dmlscale.data.index import Index
 from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
-from dmlscale.evaluation.embed import embed
+from dmlscale.evaluation.embed import Embedded, embed
 from dmlscale.evaluation.evaluate import gather_embedded
 from dmlscale.evaluation.hard_samples import Mined, mine_hard_samples
 from dmlscale.launch.build import build_eval_batches
@@ -39,7 +39,7 @@ class Miner:
         rounds_in_use: those whose tables checkpoints need.
 
     Raises:
-        DivergedError: when called: the embeddings hold NaN or infinity.
+        DivergedError: when called: the embeddings hold NaN or infinity; on all ranks alike.
     """
 
     def __init__(
@@ -94,8 +94,7 @@ class Miner:
         split = self._config.data.train_split
         local = embed(self._model, build_eval_batches(self._config, self._index, split, self._world), self._device)
         everything, _ = gather_embedded(local, self._ranks.gather, rank=self._world.rank)
-        if not bool(torch.isfinite(everything.embeddings).all()):
-            raise DivergedError("the model's embeddings are no longer finite numbers: lower the learning rates")
+        self._require_finite(everything)
         missing = np.setdiff1d(self._index.split(split).row_ids, everything.ids.numpy())
         if len(missing):
             raise DataError(
@@ -111,6 +110,19 @@ class Miner:
             all_sum=self._ranks.all_sum,
             rank=self._world.rank,
             num_ranks=self._world.num_ranks,
+        )
+
+    def _require_finite(self, everything: Embedded) -> None:
+        """On all ranks alike: all have everything."""
+        broken = ~torch.isfinite(everything.embeddings).all(1)
+        if not broken.any():
+            return
+        if broken.all():
+            raise DivergedError("the model's embeddings are no longer finite numbers: lower the learning rates")
+        raise DivergedError(
+            f"the embeddings of {int(broken.sum()):,} of {len(broken):,} training samples are not finite numbers, "
+            f"first that of {self._index.where(int(everything.ids[broken].min()))}, but offline mining needs all of "
+            f"them: take these samples out of the data, use data.sampling=classes, or lower the learning rates"
         )
 
     def _stored(self, round_number: int) -> NeighborTable | None:

@@ -68,7 +68,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _sync(run: Path, store: str | None, parents: Mapping[str, str]) -> tuple[bool, str]:
     """Whether all of a run is delivered, and what became of it."""
-    from dmlscale.tracking.mlflow import last_status, recorded_store, send_rest
+    from dmlscale.tracking.mlflow import is_delivered, last_status, recorded_store, send_rest
 
     if any(is_driven(folder) for folder in (run, *run.parents[:2])):  # a trial is driven by its sweep
         return False, "is at work, and sends by itself"
@@ -77,6 +77,8 @@ def _sync(run: Path, store: str | None, parents: Mapping[str, str]) -> tuple[boo
     if not uri:
         return False, "failed: nobody wrote down its store: name it with --uri"
     try:
+        if store is None and is_delivered(uri, run):  # a store that is named is asked whether it has the run
+            return True, "nothing to send"
         with held(run):
             if known is None and not recorded_store(run):
                 _find_old_run(run, uri)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from dmlscale.config.load import check_config
 from dmlscale.config.schema import Config
 
+STOP_FILE = "stop-requested"
+HAND_OVER_FILE = "hand-over-requested"
 HANDS_OVER = "hands_over"
 """In the result of workers that have saved and stopped so that others go on at once."""
 
@@ -64,12 +66,12 @@ class Task:
     @property
     def stop_file(self) -> Path:
         """Its presence asks the workers to save and stop."""
-        return Path(self.folder) / "stop-requested"
+        return Path(self.folder) / STOP_FILE
 
     @property
     def hand_over_file(self) -> Path:
         """Its presence asks the workers to save and stop, since others will go on with the run."""
-        return Path(self.folder) / "hand-over-requested"
+        return Path(self.folder) / HAND_OVER_FILE
 
     def is_stop_asked(self) -> bool:
         """Whether the workers shall save and stop."""

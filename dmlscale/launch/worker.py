@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmlscale.data.loader import Position, TrainStream
+from dmlscale.data.loader import Position
 from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
@@ -28,7 +28,7 @@ from dmlscale.launch.recovery.attempt import begin_attempt
 from dmlscale.launch.recovery.watchdog import Watch, watch_limits
 from dmlscale.launch.run.progress import Progress
 from dmlscale.launch.run.recorder import open_tracker
-from dmlscale.launch.run.run_folder import check_same_dataset
+from dmlscale.launch.run.run_folder import CONFIG_FILE, check_same_dataset
 from dmlscale.launch.run.saving import RunSaver
 from dmlscale.launch.run.skipped_samples import SkippedCount
 from dmlscale.launch.run.skipped_steps import SkippedSteps
@@ -80,16 +80,11 @@ class Training:
     ) -> None:
         self._task, self._world, self._device, self._report = task, world, device, report
         self._attempt = begin_attempt(task.attempts, world, device)
-        self._say = Progress(task.progress, self._attempt, speaks=world.rank == 0).say
+        self._progress = progress = Progress(task.progress, self._attempt, speaks=world.rank == 0)
+        self._say = progress.say
         self._config = task.settings
-        self._watch = Watch(
-            self._attempt,
-            world,
-            device,
-            watch_limits(self._config.resources),
-            restartable=restartable,
-            tell=lambda text: self._say(fault=text),
-        )
+        limits = watch_limits(self._config.resources)
+        self._watch = Watch(self._attempt, world, device, limits, restartable=restartable, tell=progress.fault)
         self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
         check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
@@ -107,60 +102,68 @@ class Training:
             self._evaluated,
             world,
             device,
-            say=lambda message: self._say(message=message),
+            say=progress.message,
             log=self._tracker.log_metrics,
             rounds_in_use=self._saver.rounds_in_use,
         )
         self._ranks = OverRanks(world, device)
-        self._skipped = SkippedCount(self._ranks, message=lambda text: self._say(message=text))
+        self._skipped = SkippedCount(self._ranks, message=progress.message)
         self._skipped_steps = SkippedSteps(
             self._config.train.max_skipped_steps,
             Path(task.folder) / "skipped_steps",
             self._index,
-            fault=lambda text: self._say(fault=text),
+            fault=progress.fault,
             writes=world.rank == 0,
         )
-        self._slow_ranks = SlowRanks(
-            self._ranks.texts(socket.gethostname()),
-            fault=lambda text: self._say(fault=text),
-            message=lambda text: self._say(message=text),
-        )
+        hosts = self._ranks.texts(socket.gethostname())
+        self._slow_ranks = SlowRanks(hosts, fault=progress.fault, message=progress.message)
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""
-        self._tracker.log_artifact(Path(self._task.folder) / "config.yaml")
-        with self._watch, build.build_stream(self._config, self._index, self._world, self._mine) as stream:
-            start = self._resume(stream)
-            self._stream = stream
-            hooks = Hooks(
-                self._log,
-                self._evaluate,
-                self._save,
-                self._task.is_stop_asked,
-                save_due=self._saver.is_due,
-                save_failed=self._saver.has_failed,
-                settle=self._saver.settle,
-                phase=self._watch.at,
-                skip=self._skipped_steps,
-                look_at_paces=self._slow_ranks.look,
-            )
-            rhythm = build.build_rhythm(self._config)
-            try:
-                end = run_loop(self._trainee, stream, rhythm, hooks, start, self._device)
-                self._saver.finish()
-                result: dict[str, Any] = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
-                result["skipped"] = self._skipped.by_kind()
-                if not end.was_stopped:
-                    result |= self._finish(end.step)
-            except BaseException:
-                self._saver.linger()
-                self._tracker.close()  # whether the run has failed is for the driver to say, which may start it again
-                raise
-        if end.was_stopped and not self._task.stop_file.exists():
+        try:
+            self._tracker.log_artifact(Path(self._task.folder) / CONFIG_FILE)
+            with self._watch, build.build_stream(self._config, self._index, self._world, self._mine) as self._stream:
+                result = self._train()
+        except BaseException:
+            self._saver.linger()
+            self._tracker.close()  # whether the run has failed is for the driver to say, which may start it again
+            raise
+        if result["stopped"] and not self._task.stop_file.exists():
             self._tracker.close()  # others go on with the run at once
             return result | {HANDS_OVER: True}
-        self._tracker.finish(*(("KILLED", "stopped on request") if end.was_stopped else ("FINISHED", "")))
+        self._tracker.finish(*(("KILLED", "stopped on request") if result["stopped"] else ("FINISHED", "")))
         return result
+
+    def _train(self) -> dict[str, Any]:
+        start = self._resume()
+        if self._was_not_evaluated(start):
+            self._watch.at(start, "evaluation")
+            self._evaluate(start)
+        hooks = Hooks(
+            self._log,
+            self._evaluate,
+            self._save,
+            self._task.is_stop_asked,
+            save_due=self._saver.is_due,
+            save_failed=self._saver.has_failed,
+            settle=self._saver.settle,
+            phase=self._watch.at,
+            skip=self._skipped_steps,
+            look_at_paces=self._slow_ranks.look,
+        )
+        end = run_loop(self._trainee, self._stream, build.build_rhythm(self._config), hooks, start, self._device)
+        self._saver.finish()
+        result: dict[str, Any] = {"step": end.step, "stopped": end.was_stopped, "started_at_step": start}
+        result["skipped"] = self._skipped.by_kind()
+        return result if end.was_stopped else result | self._finish(end.step)
+
+    def _was_not_evaluated(self, start: int) -> bool:
+        """Whether the run ended between a checkpoint and the evaluation of the same step."""
+        train = self._config.train
+        if not start or not train.eval_every or start % train.eval_every or start >= train.steps:
+            return False
+        missing = self._world.rank == 0 and not self._progress.has_evaluation(start)
+        return bool(self._ranks.from_rank_0(torch.tensor([missing], dtype=torch.int64)))
 
     def _mine(self, round_number: int, *, is_new: bool) -> NeighborTable:
         with self._watch.during("mining"):
@@ -189,7 +192,7 @@ class Training:
             self._tracker.log_artifact(file, "figures" if file.suffix == ".png" else "")
         return written.left_out
 
-    def _resume(self, stream: TrainStream) -> int:
+    def _resume(self) -> int:
         with self._saver.newest_checkpoint() as newest:
             record = None if newest is None else checkpoint.read_record(newest)
             if newest is not None:
@@ -200,7 +203,7 @@ class Training:
                 self._say(message="one pass over the training split: class banks start at class means")
                 self._trainee.objective.start_at_class_means(self._train_embeddings())
             return 0
-        stream.load_state_dict(record.position)
+        self._stream.load_state_dict(record.position)
         self._skipped_steps.count, self._cost_before = record.skipped_steps, record.cost_s
         name = Path(self._saver.newest or "").name
         self._say(message=f"continuing at step {record.step} from {name}, written by {record.num_ranks} workers")

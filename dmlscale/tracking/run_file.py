@@ -30,18 +30,31 @@ def earlier_ids(run_folder: Path) -> list[str]:
     return list(_read(run_folder).get("earlier", []))
 
 
-def note_run(run_folder: Path, run: KnownRun) -> None:
-    """Remember the run, for all later processes."""
-    if known_run(run_folder) != run:
-        _write(run_folder, {**run._asdict(), "earlier": earlier_ids(run_folder)})
+def note_run(run_folder: Path, run: KnownRun) -> bool:
+    """Remember the run, for all later processes.
+
+    Returns:
+        Whether it was another run before: everything is to be sent anew then.
+    """
+    known = known_run(run_folder)
+    if known == run:
+        return False
+    if known is not None:
+        _forget(run_folder, known)
+    _write(run_folder, {**run._asdict(), "earlier": earlier_ids(run_folder)})
+    return known is not None
 
 
 def forget_other_store(run_folder: Path, uri: str) -> None:
     """If the run was recorded in another store than this one, everything is to be sent anew."""
     known = known_run(run_folder)
     if known is not None and known.uri != uri:
-        forget_sent(run_folder)
-        _write(run_folder, {"earlier": [*earlier_ids(run_folder), known.run_id]})
+        _forget(run_folder, known)
+
+
+def _forget(run_folder: Path, known: KnownRun) -> None:
+    forget_sent(run_folder)
+    _write(run_folder, {"earlier": [*earlier_ids(run_folder), known.run_id]})
 
 
 def _read(run_folder: Path) -> dict[str, Any]:

@@ -38,6 +38,22 @@ class Source(Protocol):
         """Everything up to ``last`` has arrived."""
         ...
 
+    def rewind(self) -> None:
+        """Nothing has arrived."""
+        ...
+
+    def is_known_away(self) -> bool:
+        """Whether someone has been told that the receiver is away, also by an earlier process."""
+        ...
+
+    def note_away(self, is_away: bool) -> None:
+        """Remember whether it is, for this process and later ones."""
+        ...
+
+
+class ReceiverLostAllError(Exception):
+    """The receiver has lost what arrived before: everything is to be sent from its beginning."""
+
 
 class Say(Protocol):
     """Tells the user what went wrong (``fault``), or that it is over (``message``)."""
@@ -55,7 +71,8 @@ def log_it(*, fault: str = "", message: str = "") -> None:
 RECORDS_PER_BATCH = 1000
 _CAUSE = re.compile(
     r"(?:\[Errno -?\d+\] )?(Connection refused|Name or service not known|No route to host|"
-    r"Network is unreachable|Connection reset by peer|Read timed out|timed out)"
+    r"Network is unreachable|Connection reset by peer|Read timed out|timed out|"
+    r"too many \d+ error responses|failed with error code \d+)"
 )
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _HOPELESS_S = 5.0
@@ -71,7 +88,6 @@ class Sender:
         deliver: the receiver. May be slow, may block, may fail.
         interval_s: how long records are collected before they are sent.
         say: who is told, once, that the receiver is away, and that it is back.
-        is_known_away: whether the first has been said already.
     """
 
     def __init__(
@@ -81,7 +97,6 @@ class Sender:
         *,
         interval_s: float = 1.0,
         say: Say = log_it,
-        is_known_away: bool = False,
     ) -> None:
         self._source = source
         self._deliver = deliver
@@ -89,7 +104,7 @@ class Sender:
         self._say = say
         self._hurry = threading.Event()
         self._stopped = threading.Event()
-        self._is_failing = is_known_away
+        self._is_failing = source.is_known_away()
         self.is_superseded = False
         self.last_error = ""
         # A daemon: a receiver that hangs must not keep the process from ending.
@@ -129,16 +144,21 @@ class Sender:
                         fault=f"tracking: the store cannot be reached ({self.last_error}): the training goes on, and "
                         "what it records waits on disk"
                     )
-                self._is_failing = True
+                    self._note_away(True)
                 self._rest(pause, hurried_s=min(pause, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 continue
             if num_sent:
                 if self._is_failing:
                     self._say(message="tracking: the store is reachable again, and gets what has waited")
-                self._is_failing, pause, self.last_error = False, _FIRST_PAUSE_S, ""
+                    self._note_away(False)
+                pause, self.last_error = _FIRST_PAUSE_S, ""
             if num_sent < RECORDS_PER_BATCH:
                 self._rest(self._interval_s, hurried_s=0.02)
+
+    def _note_away(self, is_away: bool) -> None:
+        self._is_failing = is_away
+        self._source.note_away(is_away)
 
     def _rest(self, seconds: float, *, hurried_s: float) -> None:
         """Wait; the call to hurry ends a long wait and makes all later ones short."""
@@ -152,9 +172,15 @@ class Sender:
         if not self._source.is_current():
             self.is_superseded = True
             return 0
-        if records:
+        if not records:
+            return 0
+        try:
             self._deliver(records)
-            self._source.confirm(records[-1])
+        except ReceiverLostAllError as lost:
+            self._say(fault=f"tracking: {lost}: it is recorded anew, from its beginning")
+            self._source.rewind()
+            return 0
+        self._source.confirm(records[-1])
         return len(records)
 
 

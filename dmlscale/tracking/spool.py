@@ -7,10 +7,12 @@ nothing (a machine that loses power may lose the last seconds). One process writ
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +25,7 @@ Fields = Mapping[str, Any]
 MOST_WAITING = 100_000
 """Records that are kept in memory while the disk is full."""
 _LINES_PER_WRITE = 1000
+_METRICS = re.compile(rb'\{"n":\d+,"kind":"metrics",')
 
 
 class Record(NamedTuple):
@@ -47,9 +50,7 @@ class Spool:
         self._sent_path = path.with_name(path.name + ".sent")
         self.end: int | None = path.stat().st_size if end is None else end
         self._sent, self._position = (0, 0) if again else self._read_sent()
-        self._written = self._sent
-        for record in self._unsent():
-            self._written = record.number
+        self._written = self._last_number()
 
     @property
     def num_pending(self) -> int:
@@ -58,23 +59,35 @@ class Spool:
 
     def pending(self, limit: int) -> list[Record]:
         """The oldest records that are not yet confirmed, at most ``limit``."""
-        return list(itertools.islice(self._unsent(), limit))
+        return list(itertools.islice(self.records(), limit))
 
     def confirm(self, last: Record) -> None:
         """Everything up to and including ``last`` has arrived and is not needed again."""
-        self.skip(last)
+        if last.end is not None:
+            self._position = last.end
         temporary = self._sent_path.with_name(self._sent_path.name + ".new")
         with suppress(OSError):  # a full disk: after a kill they are sent again, which changes nothing
             temporary.write_text(json.dumps({"n": last.number, "position": self._position}))
             os.replace(temporary, self._sent_path)
+        self._sent = last.number  # last: whoever waits for it may end the process, and the next one reads the file
 
-    def skip(self, last: Record) -> None:
-        """Read on behind ``last``; that is noted nowhere."""
-        self._sent = last.number
-        if last.end is not None:
-            self._position = last.end
+    def rewind(self) -> None:
+        """Nothing is confirmed any more."""
+        self._sent, self._position = 0, 0
 
-    def _unsent(self) -> Iterator[Record]:
+    def records(self, *, but_metrics: bool = False) -> Iterator[Record]:
+        """Those that are on disk and not yet confirmed."""
+        for position, line in self._lines():
+            if but_metrics and _METRICS.match(line):
+                continue
+            record = _parse(line, position)
+            if record is None:
+                logger.warning("tracking: a line of %s cannot be read and is left out", self.path)
+            elif record.number > self._sent:
+                yield record
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Whole lines, with the byte position behind each."""
         with self.path.open("rb") as file:
             file.seek(self._position)
             position = self._position
@@ -82,14 +95,14 @@ class Spool:
                 position += len(line)
                 if (self.end is not None and position > self.end) or not line.endswith(b"\n"):
                     return
-                try:
-                    fields = json.loads(line)
-                    number = int(fields.pop("n"))
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    logger.warning("tracking: a line of %s cannot be read and is left out", self.path)
-                    continue
-                if number > self._sent:
-                    yield Record(number, position, fields)
+                yield position, line
+
+    def _last_number(self) -> int:
+        for end, line in collections.deque(self._lines(), maxlen=1):  # a million may wait: only the last is parsed
+            record = _parse(line, end)
+            if record is not None:
+                return max(record.number, self._sent)
+        return max((record.number for record in self.records()), default=self._sent)
 
     def _read_sent(self) -> tuple[int, int]:
         try:
@@ -182,6 +195,14 @@ class OwnSpool(Spool):
             except OSError:
                 return
             del self._waiting[:_LINES_PER_WRITE]
+
+
+def _parse(line: bytes, end: int) -> Record | None:
+    try:
+        fields = json.loads(line)
+        return Record(int(fields.pop("n")), end, fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _line(number: int, fields: Fields) -> bytes:

@@ -43,10 +43,8 @@ class SpooledTracker:
         deliver: sends records.
         spools: of the run, taken over; what earlier processes left in them is sent first.
         system_interval_s: seconds between system metrics; None for none.
-        node: part of their names where several machines report (`system/<node>/...`).
         drain_timeout_s: how long `finish` waits for the receiver.
         say: who is told what goes wrong with tracking.
-        is_known_away: whether it has been said that the store is away.
     """
 
     def __init__(
@@ -55,10 +53,8 @@ class SpooledTracker:
         spools: Spools,
         *,
         system_interval_s: float | None = 5.0,
-        node: str = "",
         drain_timeout_s: float = 30.0,
         say: Say = log_it,
-        is_known_away: bool = False,
     ) -> None:
         self._spools = spools
         self._files = spools.own.path.with_name(spools.own.path.name + ".files")
@@ -66,8 +62,7 @@ class SpooledTracker:
         self._say = say
         self._is_waiting = False
         self._left: int | None = None
-        self._sender = Sender(spools, deliver, say=say, is_known_away=is_known_away)
-        self._system_prefix = f"system/{node}/" if node else "system/"
+        self._sender = Sender(spools, deliver, say=say)
         self._sampler = (
             None if system_interval_s is None else SystemSampler(self._log_system, interval_s=system_interval_s)
         )
@@ -132,7 +127,7 @@ class SpooledTracker:
             self._close(self._drain_timeout_s)
             if self._left and not self._sender.is_superseded:
                 self._say(
-                    fault=f"tracking: {self._left:,} records could not be sent within {self._drain_timeout_s:g} s: "
+                    fault=f"tracking: {self._left:,} records could not be sent yet: "
                     f"`dmlscale sync {self._spools.folder.parent}` sends them later"
                 )
         return self._left or 0
@@ -159,7 +154,7 @@ class SpooledTracker:
             )
 
     def _log_system(self, metrics: Mapping[str, float]) -> None:
-        self._write_metrics({self._system_prefix + name: value for name, value in metrics.items()}, None)
+        self._write_metrics({f"system/{name}": value for name, value in metrics.items()}, None)
 
     def _write_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         values = {clean_name(name): float(value) for name, value in metrics.items()}

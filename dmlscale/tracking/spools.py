@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from dmlscale.tracking.spool import OwnSpool, Record, Spool
 
 FOLDER = "tracking"
+_AWAY = "away"  # a file that is there while users know that the store is away: each restart need not say so again
 _BEFORE = "tracking.jsonl"  # the one spool of runs that were begun when all processes wrote to the same
-_RECORDS_AT_ONCE = 1000
 
 
 class Spools:
@@ -67,6 +68,20 @@ class Spools:
         """Everything of `pending`, up to and including ``last``, has arrived."""
         self._first_pending().confirm(last)
 
+    def rewind(self) -> None:
+        """Everything is pending again."""
+        for spool in (*self._older, self.own):
+            spool.rewind()
+
+    def is_known_away(self) -> bool:
+        """Whether someone has been told that the store is away, also by an earlier process."""
+        return (self.folder / _AWAY).exists()
+
+    def note_away(self, is_away: bool) -> None:
+        """Remember whether it is."""
+        with suppress(OSError):  # a full disk: it is said once more then
+            (self.folder / _AWAY).touch() if is_away else (self.folder / _AWAY).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close this process's spool; what is pending stays."""
         self.own.close()
@@ -106,12 +121,27 @@ def holds_spools(run_folder: Path) -> bool:
     return bool(numbers(run_folder / FOLDER)) or (run_folder / _BEFORE).is_file()
 
 
-def read_all(run_folder: Path) -> Iterator[dict[str, Any]]:
-    """The fields of all records in their order, sent or not. Takes nothing over."""
+def read_all(run_folder: Path, *, but_metrics: bool = False) -> Iterator[dict[str, Any]]:
+    """The fields of all records in their order, sent or not. Takes nothing over.
+
+    Args:
+        run_folder: of the run.
+        but_metrics: leave out those, which are nearly all: many times as fast.
+    """
     for spool in _open(run_folder / FOLDER, again=True)[0]:
-        while records := spool.pending(_RECORDS_AT_ONCE):
-            yield from (record.fields for record in records)
-            spool.skip(records[-1])
+        yield from (record.fields for record in spool.records(but_metrics=but_metrics))
+
+
+def first_start(run_folder: Path) -> dict[str, Any]:
+    """What the run is, as it was first written down.
+
+    Raises:
+        LookupError: nobody has.
+    """
+    for fields in read_all(run_folder, but_metrics=True):
+        if fields["kind"] == "start":
+            return fields
+    raise LookupError(f"{run_folder} does not tell what its run is")
 
 
 def forget_sent(run_folder: Path) -> None:
@@ -149,3 +179,16 @@ def adopt_old_layout(run_folder: Path) -> None:
     for name, new in ((f"{_BEFORE}.files",) * 2, (f"{_BEFORE}.sent", "000000.jsonl.sent"), (_BEFORE, "000000.jsonl")):
         if (run_folder / name).exists():
             (run_folder / name).rename(folder / new)
+
+
+def last_start(run_folder: Path) -> dict[str, Any]:
+    """What the run is, as it was written down last.
+
+    Raises:
+        LookupError: nobody has.
+    """
+    start = first_start(run_folder)
+    for fields in read_all(run_folder, but_metrics=True):
+        if fields["kind"] == "start":
+            start = fields
+    return start

@@ -120,8 +120,9 @@ def run_loop(
             is_due = is_due or is_asked_for
             if is_lost:
                 hooks.settle()
-        if is_due or is_stopped:
+        if is_due or is_stopped or is_evaluated:
             _require_finite_parameters(trainee, done, device)
+        if is_due or is_stopped:
             hooks.phase(done, "save")
             hooks.save(done, stream.state_dict())
         if is_stopped:

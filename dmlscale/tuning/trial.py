@@ -13,6 +13,8 @@ from dmlscale.config.schema import Config
 from dmlscale.launch import preflight
 from dmlscale.launch.build import open_index
 from dmlscale.launch.run import run_folder
+from dmlscale.launch.run.progress import entries_of
+from dmlscale.launch.run.whole_file import write_whole
 from dmlscale.launch.task import Task
 from dmlscale.launch.tracked import start_run
 from dmlscale.tracking.run_file import known_run
@@ -102,8 +104,12 @@ def _unsearched_options(config: Config, drawn: dict[str, Any]) -> tuple[str, ...
 def open_trial(name: str, values: dict[str, Any], place: Place) -> tuple[Config, Path]:
     """The trial's config and folder; a folder that is there already is continued."""
     given = check_config(values, f"trial {name}")
-    named = given.run.model_copy(update={"name": name, "folder": place.folder})
-    config = run_folder.resolve(given.model_copy(update={"run": named}), name)
+    run = given.run.model_copy(update={"name": name, "folder": place.folder})
+    train = given.train
+    if train.checkpoint_folder is not None:  # trials of all sweeps have the same names
+        own = "/".join([train.checkpoint_folder.rstrip("/"), *Path(place.folder).parts[-2:]])
+        train = train.model_copy(update={"checkpoint_folder": own})
+    config = run_folder.resolve(given.model_copy(update={"run": run, "train": train}), name)
     return config, run_folder.open_folder(config, resume=True)
 
 
@@ -112,12 +118,7 @@ def read_outcome(folder: Path) -> Outcome:
     told = read_json(folder / TRIAL_FILE)
     end = read_json(folder / END_FILE)
     curve: dict[int, dict[str, float]] = {}
-    progress = folder / "progress.jsonl"
-    for line in progress.read_text().splitlines() if progress.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a full disk may cut a line off
-            continue
+    for entry in entries_of(folder / "progress.jsonl"):
         if "evaluation" in entry:
             curve[entry["step"]] = {**entry["evaluation"], "cost_s": entry["cost_s"]}
     points = tuple(sorted(curve.items()))
@@ -154,9 +155,7 @@ def end_trial(folder: Path, status: Status, reason: str, seconds: float) -> None
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a file at once or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1))
-    partial.rename(path)
+    write_whole(path, json.dumps(values, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -51,14 +51,19 @@ def _hang_worker(site: Site, victim: int) -> None:
 
 
 def _slow_worker(site: Site, victim: int) -> None:
-    """The worker gets a twentieth of the time until it is told of, and is well again then."""
+    """One gets a twentieth of the time until it is told of, and is well again then.
+
+    The same rank is told of once in five minutes, so if nothing is said the next one is slowed down.
+    """
     workers, since = site.workers(), time.monotonic()
-    worker = workers[victim % len(workers)]
-    while not site.log.since(since, FAULTS["worker slow"].says) and time.monotonic() < since + _TOLD_WITHIN:
-        worker.suspend()
-        time.sleep(0.04)
-        worker.resume()
-        time.sleep(0.002)
+    first = victim % len(workers)
+    for worker in [*workers[first:], *workers[:first]]:
+        until = time.monotonic() + _TOLD_WITHIN / len(workers)
+        while time.monotonic() < until and not site.log.since(since, FAULTS["worker slow"].says):
+            worker.suspend()
+            time.sleep(0.04)
+            worker.resume()
+            time.sleep(0.002)
 
 
 def _node_off(site: Site, victim: int) -> None:

@@ -121,9 +121,8 @@ class MlflowStore:
         return self._rows("select name, status from runs")
 
     def points(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric over all runs, in the order in which they arrived; NaN where there is no number."""
-        found = self._rows("select step, value, is_nan from metrics where key = ? order by rowid", metric)
-        return [(step, float("nan") if is_nan else value) for step, value, is_nan in found]
+        """(step, value) of a metric over all runs, in the order in which they arrived."""
+        return self._rows("select step, value from metrics where key = ? order by rowid", metric)
 
     def _rows(self, query: str, *values: str) -> list[Any]:
         with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as store:

@@ -24,8 +24,8 @@ from tests.hosts.network import Hosts
 from tests.hosts.ray_cluster import RayOnHosts
 
 DRIVER_HOST = "n0"
-# The network sets the pace of the training, about 10 steps a second, so that a fast machine is not at the end before all
-# faults have struck.
+# The network sets the pace of the training, about 10 steps a second, so that a fast machine is not at the end before
+# all faults have struck.
 _MBIT = 400
 IMPATIENCE = {
     # A cut network is noticed by Ray in about 10 s, where its defaults take 64 s.

@@ -50,12 +50,13 @@ def test_a_hung_worker_and_a_cut_network_are_noticed_in_time(tmp_path: Path) -> 
         orphan_s = time.monotonic() - began
         site.wait_until(lambda: site.progress.attempt > attempt, "training on the host that is left", seconds=120)
         alone_s = time.monotonic() - began
-        assert site.log.since(began, f"going on with 1 of 2 workers.*{host}")
+        says = f"going on with 1 of 2 workers.*{host}"
+        site.wait_until(lambda: bool(site.log.since(began, says)), f"told that {host} is gone", seconds=30)
+        print(f"\nhung worker told of after {hung_s:.1f} s, cut network after {cut_s:.1f} s; the orphan ended after")
+        print(f"{orphan_s:.1f} s, training went on after {alone_s:.1f} s", flush=True)
         site.hosts.heal(host)
         site.ray.rejoin(host)
         assert site.wait_for_end(seconds=240) == 0, site.ending()
-        print(f"\nhung worker told of after {hung_s:.1f} s, cut network after {cut_s:.1f} s; the orphan ended after")
-        print(f"{orphan_s:.1f} s, training went on after {alone_s:.1f} s")
 
         folder, end = start_undisturbed(site.config_file, "alone", f"train.checkpoint_folder={tmp_path / 'alone'}")
         end.result(200)

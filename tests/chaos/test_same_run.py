@@ -12,9 +12,10 @@ STEPS = 6
 
 
 def entry(step: int, attempt: int, *, loss: float | None = None, batch: str | None = None) -> dict[str, Any]:
-    if loss is None:
-        loss = float("nan") if step == 3 else 0.1 * step
-    return {"step": step, "attempt": attempt, "batch": batch or f"{step:08x}", "metrics": {"train/loss": loss}}
+    if loss is None and step != 3:
+        loss = 0.1 * step
+    metrics = {} if loss is None else {"train/loss": loss}
+    return {"step": step, "attempt": attempt, "batch": batch or f"{step:08x}", "metrics": metrics}
 
 
 ALONE = [entry(step, 1) for step in range(1, STEPS + 1)]
@@ -30,7 +31,7 @@ def test_steps_may_be_repeated() -> None:
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
-        (4, entry(3, 2, loss=0.3)),  # where there was no number
+        (4, entry(3, 2, loss=0.3)),  # where it was skipped
         (6, entry(5, 2, loss=0.5000001)),
         (6, entry(5, 2, batch="other")),
         (6, entry(5, 1)),  # from an orphan

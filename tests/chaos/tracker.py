@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ class TrackerOnHost:
 
     def __init__(self, hosts: Hosts, name: str, folder: Path) -> None:
         self._hosts, self._name, self._folder = hosts, name, folder
+        self._process: subprocess.Popen[bytes] | None = None
         self.database = folder / "mlflow.db"
         self.uri = f"http://{hosts.address(name)}:{PORT}"
 
@@ -35,7 +37,7 @@ class TrackerOnHost:
         command += ["--backend-store-uri", f"sqlite:///{self.database}", "--allowed-hosts", "*"]
         command += ["--artifacts-destination", str(self._folder / "files")]
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "1"}
-        self._hosts.start(self._name, command, log=self._folder / "server.log", env=environment)
+        self._process = self._hosts.start(self._name, command, log=self._folder / "server.log", env=environment)
         deadline = time.monotonic() + 90
         while self._hosts.run(self._name, [sys.executable, "-c", _IS_WELL]).returncode != 0:
             if time.monotonic() > deadline:
@@ -51,8 +53,10 @@ class TrackerOnHost:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """It goes on."""
+        """It goes on, and so does the command that waits for it, which stopped with it."""
         self._signal(signal.SIGCONT)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in on_host(self._hosts, self._name, "mlflow"):

@@ -25,6 +25,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
         ("train.steps=many", "train.steps: .*valid integer.*got 'many'"),
         ("data.num_streams=7", "num_streams 7 must divide classes_per_batch 40"),
         ("resources.workers=9", "resources.workers is 9, but data.num_streams is 4"),
+        ("train.checkpoint_storage_options.anon=true", "train.checkpoint_folder is not set: set it, or leave"),
         ("data.source.name=glyps", "unknown source 'glyps'; did you mean 'glyphs'"),
         ("data.source.sed=1", "did you mean 'seed'"),
         ("data.channels=2", "data.channels: .*1 or 3, got 2"),

@@ -205,7 +205,7 @@ def test_the_advice_for_a_database_is_not_that_for_a_server() -> None:
 
 
 def test_references_stand_for_storage_options_alone() -> None:
-    with pytest.raises(ConfigError, match=r"model.options.hf_token: only data.storage_options takes references"):
+    with pytest.raises(ConfigError, match=r"model.options.hf_token: only storage_options take references"):
         check_config(SMALL | {"model": {"options": {"hf_token": "env:HF_TOKEN"}}}, "small")
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,6 +62,25 @@ def test_class_means(gloo_pool: GlooPool, num_ranks: int) -> None:
         # Rank 0 of several brings rank 1's samples, so everything counts once.
         torch.testing.assert_close(weight[c], normalize(unit[labels == c].mean(0) - unit.mean(0), dim=0))
     assert torch.equal(weight[-1], rows_of(World(), 1)[-1, 0])
+
+
+def means_but_for(world: World, broken: float) -> Tensor:
+    embeddings, labels = data()
+    embeddings[[3, 8], 0] = broken
+    bank = ClassBank(NUM_CLASSES, 1, DIM, seed=3, world=world)
+    mine = slice(*world.share(37))
+    bank.start_at_class_means([(embeddings[mine], labels[mine])])
+    return bank.weight.detach()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_embeddings_that_are_not_finite_move_no_class(gloo_pool: GlooPool, broken: float) -> None:
+    embeddings, labels = data()
+    sound = torch.ones(37, dtype=torch.bool)
+    sound[[3, 8]] = False
+    wanted = ClassBank(NUM_CLASSES, 1, DIM, seed=3, world=World())
+    wanted.start_at_class_means([(embeddings[sound], labels[sound])])
+    torch.testing.assert_close(torch.cat(gloo_pool.run(2, means_but_for, broken)), wanted.weight.detach())
 
 
 def plain_means(world: World, only_class: bool) -> Tensor:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dmlscale.distributed.beats import PHASES, TIMED_PHASES, Beat, Limits, Peer
 from dmlscale.distributed.heartbeats import Hub, Spoke
-from dmlscale.distributed.verdicts import Judge, Verdict
+from dmlscale.distributed.verdicts import Judge, Verdict, named
 
 LIMITS = Limits(heartbeat_timeout_s=60, stall_timeout_s=600)
 PERIOD = LIMITS.period_s
@@ -168,6 +168,12 @@ def test_one_that_is_silent_comes_before_one_whose_connection_to_it_broke() -> N
     court.counts[2] += 1
     verdict = court.until_verdict([0, 1], 10, "step")
     assert (verdict.kind, verdict.suspects) == ("lost", (3,))
+
+
+def test_many_hosts_are_not_all_named() -> None:
+    peers = [Peer(f"a-long-name-of-a-node-{rank}.of-a-long-domain.example.org", rank) for rank in range(1000)]
+    assert len(named(range(1, 1000), peers)) < 1000
+    assert named(range(1, 1000), peers).endswith(" and 991 more)")
 
 
 def beat_of(step: int) -> Beat:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sqlite3
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from dmlscale.launch.run.lease import held, this_process
 from dmlscale.launch.tracked import marked_failed_on_error
+from dmlscale.tracking import sender
 from dmlscale.tracking.mlflow import MlflowTracker, begin_run, end_run, start_or_continue, update_parent
 from dmlscale.tracking.run_file import known_run
 from tests.integration.runs import write_config
@@ -30,24 +33,35 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: making its tables takes seconds, so they are made once."""
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 class _Store:
     """A SQLite store in a place that is away as long as a file is where its folder belongs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tables: Path) -> None:
+        self.folder, self._tables = folder, tables
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         folder.touch()
 
     def come_back(self) -> None:
         self.folder.unlink()
+        self.folder.mkdir()
+        shutil.copy(self._tables, self.folder / "mlflow.db")
 
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> _Store:
-    return _Store(tmp_path / "store")
+def store(tmp_path: Path, tables: Path, monkeypatch: pytest.MonkeyPatch) -> _Store:
+    monkeypatch.setattr(sender, "_HOPELESS_S", 0.5)
+    return _Store(tmp_path / "store", tables)
 
 
 def _record(store: _Store, folder: Path, steps: int, *, finished: bool = True, parent: str = "") -> None:
@@ -91,9 +105,11 @@ def test_all_runs_below_a_folder_are_sent_once(
 
 
 def test_a_run_goes_to_another_store_from_its_beginning_and_a_sweep_keeps_its_order(
-    store: _Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: _Store, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.come_back()
+    (tmp_path / "other").mkdir()
+    shutil.copy(tables, tmp_path / "other" / "mlflow.db")
     sweep = tmp_path / "runs" / "sweep"
     _record(store, sweep, 1)
     _record(store, sweep / "trials" / "t0", 10, parent=_run(sweep)[1])
@@ -111,6 +127,29 @@ def test_a_run_goes_to_another_store_from_its_beginning_and_a_sweep_keeps_its_or
     capsys.readouterr()
     assert main(["sync", str(sweep)]) == 0  # it knows its new store
     assert capsys.readouterr().out.count("nothing to send") == 2
+
+
+def test_a_store_that_is_named_by_mistake_changes_nothing_and_one_that_lost_the_run_is_asked(
+    store: _Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.come_back()
+    run = tmp_path / "run"
+    _record(store, run, 3)
+    assert main(["sync", str(run)]) == 0
+    before, spools = _run(run), sorted((run / "tracking").iterdir())
+    capsys.readouterr()
+    assert main(["sync", str(run), "--uri", "http://127.0.0.1:9"]) == 1
+    assert re.search("failed: 0 records are left: .*cannot reach|failed: .*Connection refused", capsys.readouterr().out)
+    assert main(["sync", str(run)]) == 0
+    assert "nothing to send" in capsys.readouterr().out
+    assert (_run(run), sorted((run / "tracking").iterdir())) == (before, spools)
+    with sqlite3.connect(store.folder / "mlflow.db") as database:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            database.execute(f"delete from {table}")
+    assert main(["sync", str(run), "--uri", store.uri]) == 0
+    assert "records sent" in capsys.readouterr().out
+    assert _run(run) != before
+    assert len(store.client().get_metric_history(_run(run)[1], "train/loss")) == 3
 
 
 def test_a_run_at_work_is_left_alone(store: _Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +196,7 @@ def test_what_a_sweep_shows_waits_for_its_store(
     shown = {"description": "**best**: t0", "tags": {"sweep.best_trial": "t0"}, "artifacts": {table: ""}}
     for recall in (0.5, 0.6):
         num_left = update_parent(store.uri, sweep, metrics={"best/recall": recall}, **shown)  # type: ignore[arg-type]  # values of several types
-        time.sleep(1.1)
+        time.sleep(1.1)  # their step is the number of seconds
     assert num_left >= 6
     assert end_run(store.uri, sweep, "FINISHED").problem
     store.come_back()

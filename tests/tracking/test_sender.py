@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmlscale.tracking import sender as sender_module
-from dmlscale.tracking.sender import Sender
+from dmlscale.tracking.sender import ReceiverLostAllError, Sender
 from dmlscale.tracking.spool import Record
 from dmlscale.tracking.spools import Spools
 
@@ -97,6 +97,47 @@ def test_it_ends_when_another_process_has_taken_over(spools: Spools) -> None:
         assert sender.is_superseded
         assert later.num_pending == 0  # it was written after the other had begun
     assert receiver.values == [1]
+
+
+def test_a_restart_does_not_say_again_that_the_store_is_away(tmp_path: Path) -> None:
+    told: list[str] = []
+    receiver = _Receiver(num_failures=10**6)
+
+    def say(*, fault: str = "", message: str = "") -> None:
+        told.append(fault or message)
+
+    for value in range(3):
+        with Spools(tmp_path) as spools:
+            spools.own.append([{"kind": "metrics", "v": value}])
+            sender = Sender(spools, receiver.deliver, interval_s=0.01, say=say)
+            while not sender.last_error:
+                time.sleep(0.01)
+            if value == 2:
+                receiver.num_failures = 0
+                assert sender.drain(10) == 0
+            assert sender.stop()
+    assert receiver.values == [0, 1, 2]
+    assert ["cannot be reached" in line for line in told] == [True, False]
+    assert "reachable again" in told[1]
+
+
+def test_a_receiver_that_lost_everything_gets_it_again(spools: Spools) -> None:
+    receiver, losses = _Receiver(), [1]
+
+    def deliver(records: Sequence[Record]) -> None:
+        if records[0].fields["v"] >= 10 and losses:
+            losses.pop()
+            receiver.values.clear()
+            raise ReceiverLostAllError("the run is gone")
+        receiver.deliver(records)
+
+    spools.own.append({"kind": "metrics", "v": i} for i in range(10))
+    sender = Sender(spools, deliver, interval_s=0.01)
+    assert sender.drain(5) == 0
+    spools.own.append({"kind": "metrics", "v": i} for i in range(10, 20))
+    assert sender.drain(5) == 0
+    sender.stop()
+    assert receiver.values == list(range(20))
 
 
 def test_whoever_wants_to_know_is_told(spools: Spools) -> None:

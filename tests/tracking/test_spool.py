@@ -76,6 +76,18 @@ def test_a_damaged_line_does_not_hold_up_the_others(tmp_path: Path, caplog: pyte
     assert "cannot be read and is left out" in caplog.text
 
 
+@pytest.mark.parametrize("last", [b'{"n":\xff,"v":3}\n', b"[]\n", b"\0\0\0\n"])
+def test_a_damaged_last_line_is_not_waited_for(tmp_path: Path, last: bytes) -> None:
+    spool = _spool(tmp_path / "spool.jsonl", 1, 2)
+    with spool.path.open("ab") as file:
+        file.write(last)
+    later = Spool(spool.path)
+    assert later.num_pending == 2
+    later.confirm(later.pending(9)[-1])
+    assert later.num_pending == 0
+    assert Spool(spool.path).num_pending == 0
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"n": 1, "position": 9999}', "[]"])
 def test_unusable_note_of_what_was_sent_means_sending_again(tmp_path: Path, text: str) -> None:
     spool = _spool(tmp_path / "spool.jsonl", 1, 2)

@@ -74,6 +74,14 @@ def test_how_a_run_ended_before_it_was_continued_is_over(tmp_path: Path) -> None
         assert kinds == ["status before", "status"]
 
 
+def test_all_but_metrics_is_the_same_records_without_those(tmp_path: Path) -> None:
+    tags = {"kind": "tags", "values": {"text": '{"n":1,"kind":"metrics",'}}
+    with Spools(tmp_path) as spools:
+        spools.own.append([_point(1), tags, _point(2), {"kind": "status"}])
+    assert list(read_all(tmp_path, but_metrics=True)) == [tags, {"kind": "status"}]
+    assert len(list(read_all(tmp_path))) == 4
+
+
 def test_processes_that_begin_at_the_same_moment_have_spools_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         begun = list(pool.map(lambda _: Spools(tmp_path), range(16)))

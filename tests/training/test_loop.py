@@ -99,17 +99,19 @@ def test_without_the_hook_the_first_one_ends_the_run() -> None:
         trained(World(), (1, 4), with_hook=False)
 
 
-def test_parameters_that_are_not_finite_are_never_saved() -> None:
-    trainee, saved = make(World(), Way()), []
+@pytest.mark.parametrize(("eval_every", "checkpoint_every"), [(0, 1), (1, STEPS)])
+def test_parameters_that_are_not_finite_are_never_saved_nor_evaluated(eval_every: int, checkpoint_every: int) -> None:
+    trainee = make(World(), Way())
+    used: list[int] = []
     for group in trainee.optimizer.param_groups:
         group["peak_lr"] = math.inf  # the gradient is finite, its step is not
     hooks = Hooks(
         log=lambda step, metrics, position: None,
-        evaluate=lambda step: None,
-        save=lambda step, state: saved.append(step),
+        evaluate=used.append,
+        save=lambda step, state: used.append(step),
         stop_asked=lambda: False,
     )
-    rhythm = Rhythm(STEPS, 1, eval_every=0, checkpoint_every=1)
+    rhythm = Rhythm(STEPS, 1, eval_every, checkpoint_every)
     with pytest.raises(DivergedError, match=r"a parameter is not finite at step 1"):
         run_loop(trainee, cast(TrainStream, Stream(World(), ())), rhythm, hooks, 0, torch.device("cpu"))
-    assert not saved
+    assert not used

@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
+from dmlscale.config.load import load_config
 from dmlscale.tuning.outcomes import Outcome
 from dmlscale.tuning.results import compare
-from dmlscale.tuning.trial import END_FILE, TRIAL_FILE, end_trial, read_outcome, read_outcomes, write_json
+from dmlscale.tuning.trial import (
+    END_FILE,
+    TRIAL_FILE,
+    Place,
+    end_trial,
+    open_trial,
+    read_outcome,
+    read_outcomes,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -75,3 +85,13 @@ def test_a_worse_best_is_called_so() -> None:
     compared = compare(runs, "recall_at_1", "max")
     assert compared is not None
     assert "worse" in compared.verdict
+
+
+def test_trials_of_one_name_keep_their_checkpoints_apart(tmp_path: Path) -> None:
+    values = load_config("configs/quickstart.yaml", [f"train.checkpoint_folder={tmp_path / 'kept'}"]).model_dump()
+    kept = []
+    for sweep in ("first", "second"):
+        place = Place(str(tmp_path / sweep / "search"), "", "", "", "search", {})
+        config, _ = open_trial("trial-000", values, place)
+        kept.append(config.train.checkpoint_folder)
+    assert kept == [str(tmp_path / "kept" / sweep / "search") for sweep in ("first", "second")]

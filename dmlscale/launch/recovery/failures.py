@@ -4,14 +4,15 @@ Errors are told by their names and words, not by their classes: those of Ray are
 come from C++ as a bare RuntimeError.
 
 When one rank dies, the others fail too, in the collective that they share with it. So what is reported is the first
-cause: a rank's own error before a rank that is lost, and that before connections that broke.
+cause: a rank's own error before a rank that is lost, and that before connections that broke. Of these
+the rank is named that they led to.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,11 @@ _NODE_WORDS = re.compile(
     r"node (\(.*?\) )?(has )?(died|was (terminated|dead|killed))|node (failure|is dead)|its node", re.I
 )
 _MEMORY_WORDS = re.compile(r"running low on memory|memory (usage )?threshold", re.I)
-_PEER = re.compile(r"(?:peer|remote)=? ?\[?([0-9a-f.:]+?)\]?:\d+")
+# The other end of a connection, as gloo ("[10.0.0.1]:41282") and NCCL ("peer n1<41282>") write it.
+_PEER = re.compile(r"\[(?:::ffff:)?([0-9a-fA-F.:]*[.:][0-9a-fA-F.:]+)\]:\d+|peer ([\w.:-]+)<\d+>")
+# Of gloo's text: where in its source, and what it says whatever has happened.
+_NOISE = re.compile(r"\[\S*\.(?:cc|cpp|h|hpp):\d+\] ?|\. This (?:is typically|may indicate) .*")
+_LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Note:
 
     Args:
         rank: that wrote it.
-        kind: lost, stalled or superseded.
+        kind: lost, stalled, superseded or failed.
         message: one line, with ranks, host and step.
     """
 
@@ -116,18 +121,26 @@ def classify(
             told = {rank: first_line(causes[rank]) for rank in own}
             return Failure(kind, f"{_ranks(own, places)}: {told[own[0]]}", told)
     # On both sides of a cut network ranks take those beyond for lost: those are right of whose end we have heard.
-    found = [note for note in notes if note.kind != "superseded"]
+    by_kind = {kind: [note for note in notes if note.kind == kind] for kind in ("superseded", "failed")}
+    found = [note for note in notes if note.kind not in by_kind]
     first = min(found, key=lambda note: (note.rank not in errors, note.rank), default=None)
     if first is not None:
         return Failure("lost", first.message, {first.rank: first.message}, tells_step=True)
-    if notes:
+    if by_kind["superseded"]:
         said = "another start of this run's workers has taken its place"
-        return Failure("lasting", said, {note.rank: note.message for note in notes}, tells_step=True)
-    lost = [rank for rank in causes if kinds[rank] == "lost"]
+        told = {note.rank: note.message for note in by_kind["superseded"]}
+        return Failure("lasting", said, told, tells_step=True)
+    # Whoever has left a note was ended by its own watch, which Ray takes for a death like any other.
+    noted = {note.rank for note in by_kind["failed"]}
+    lost = {rank: error for rank, error in causes.items() if kinds[rank] == "lost" and rank not in noted}
     if lost:
-        return _of_lost({rank: causes[rank] for rank in lost}, places, memory_kills or {})
-    what = _of_connection(causes, places)
-    return Failure("lost", what, {rank: first_line(error) for rank, error in causes.items()})
+        return _of_lost(lost, places, memory_kills or {})
+    broken = {rank: error for rank, error in causes.items() if kinds[rank] == "broken_connection"}
+    if by_kind["failed"] and not broken:
+        said = min(by_kind["failed"], key=lambda note: note.rank).message
+        return Failure("lost", said, {note.rank: note.message for note in by_kind["failed"]}, tells_step=True)
+    what = _of_connection(broken, noted, places)
+    return Failure("lost", what, {rank: first_line(error) for rank, error in broken.items()})
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -158,8 +171,9 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def first_line(error: BaseException) -> str:
-    """Class and first line of the message."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    """Class and first line of the message, without what gloo puts around it."""
+    line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return _NOISE.sub("", line)[:_LONGEST_ERROR]
 
 
 def _of_lost(
@@ -176,7 +190,7 @@ def _of_lost(
 def _sentence(ranks: Sequence[int], places: Mapping[int, Place], word: str) -> str:
     if len(ranks) > 1:
         word = word.replace("was ", "were ").replace("its ", "their ")
-    return f"{_ranks(ranks, places)} {word}".lstrip()
+    return f"{_ranks(ranks, places)} {word}"
 
 
 def _word(error: BaseException, place: Place | None, memory_kills: Mapping[str, int]) -> str:
@@ -195,24 +209,32 @@ def _word(error: BaseException, place: Place | None, memory_kills: Mapping[str, 
     return f"failed: {first_line(error)}"
 
 
-def _of_connection(causes: Mapping[int, BaseException], places: Mapping[int, Place]) -> str:
-    """All that the healthy ranks know: with whom they can no longer talk."""
-    addresses = {found[1] for error in causes.values() if (found := _PEER.search(str(error)))}
+def _of_connection(broken: Mapping[int, BaseException], noted: Set[int], places: Mapping[int, Place]) -> str:
+    """All that the healthy ranks know: with whom they can no longer talk. Those that have left a note are healthy."""
+    ends = {end for rank, error in broken.items() for end in _other_ends(error, places.get(rank))}
+    beyond = [rank for rank, place in places.items() if ends & {place.address, place.host}]
+    silent = [rank for rank in beyond if rank not in broken and rank not in noted]
+    who = _ranks(broken, places)
+    if len(silent) == 1 and broken.keys() <= places.keys():
+        return f"{_ranks(silent, places)} was lost: {who} lost the connection to it"
     hosts = {place.address: place.host for place in places.values()}
-    peers = sorted(hosts.get(address, address) for address in addresses)
-    ranks = [r for r, place in places.items() if place.address in addresses and r not in causes]
-    where = f" to {', '.join(peers)}" if peers and len(set(hosts.values())) > 1 else ""
-    whose = f" ({_ranks(ranks, {})})" if ranks and where else ""
-    return (
-        f"{_ranks(list(causes), places)} lost the connection{where}{whose}: {first_line(next(iter(causes.values())))}"
-    )
+    where = f" to {', '.join(sorted({hosts.get(end, end) for end in ends}))}" if len(set(hosts.values())) > 1 else ""
+    whose = f" ({_ranks(silent, {})})" if silent and where else ""
+    return f"{who} lost the connection{where if ends else ''}{whose}: {first_line(next(iter(broken.values())))}"
+
+
+def _other_ends(error: BaseException, here: Place | None) -> set[str]:
+    """Addresses or hosts in the error's text, but for this rank's own where there are others."""
+    ends = {address or host for address, host in _PEER.findall(str(error))}
+    others = ends - ({here.address, here.host} if here is not None else set())
+    return others or ends
 
 
 def _ranks(ranks: Iterable[int], places: Mapping[int, Place]) -> str:
-    """E.g. "ranks 2, 3 on n1"; nothing for the controller, which has no rank."""
+    """E.g. "ranks 2, 3 on n1"; "the workers" for an error of Ray's controller, which has no rank."""
     known = [rank for rank in ranks if rank >= 0]
     if not known:
-        return ""
+        return "the workers"
     hosts = sorted({places[rank].host for rank in known if rank in places})
     where = f" on {', '.join(hosts)}" if hosts else ""
     shown = ", ".join(map(str, known[:8])) + (f" and {len(known) - 8} more" if len(known) > 8 else "")

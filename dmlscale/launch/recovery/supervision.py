@@ -17,6 +17,7 @@ from typing import Any
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.errors import GaveUpError, WorkersFailedError
+from dmlscale.launch.recovery.attempt import last_attempt
 from dmlscale.launch.recovery.elastic import fewest_workers
 from dmlscale.launch.recovery.failures import Failure, Note, classify, unwrapped
 from dmlscale.launch.recovery.memory_kills import count_memory_kills
@@ -103,11 +104,12 @@ class Supervisor:
                 self._wait_for_room()
                 self._enter("training")
                 logs = self._next_logs()
-                before = self._note_files()
+                before = self._newest_attempt()
                 try:
                     result = self._unless_stopped(logs)
                     if result.pop(HANDS_OVER, False):
                         self._history.clear()
+                        self._waits_for = ""
                         self._enter("restarting", "asked to save, to go on with other nodes")
                         continue
                     self._enter("stopped" if result.get("stopped") else "finished")
@@ -153,7 +155,9 @@ class Supervisor:
         if number > most:
             raise GaveUpError(failure.errors, str(logs), self._history, self._advice(failure, error))
         if self._stop_asked():
-            self._say(f"fault: {what}: stopping at the last checkpoint")
+            line = f"{what}: stopping at the last checkpoint"
+            self._say(f"fault: {line}")
+            self._record(failure, line)
             raise _StopAskedError
         pause = _PAUSES_S[min(number, len(_PAUSES_S)) - 1]
         step = newest_step(self._folder)
@@ -165,8 +169,8 @@ class Supervisor:
         self._enter("restarting", what)
         self._sleep(pause)
 
-    def _failure(self, error: AttemptFailedError, logs: Path, before: set[Path]) -> Failure:
-        notes = [note for path in self._note_files() - before if (note := _read_note(path)) is not None]
+    def _failure(self, error: AttemptFailedError, logs: Path, before: int) -> Failure:
+        notes = [note for path in self._notes_after(before) if (note := _read_note(path)) is not None]
         kills = {socket.gethostname(): count_memory_kills()}
         return classify(error.errors, read_places(logs), notes, memory_kills=kills)
 
@@ -178,10 +182,9 @@ class Supervisor:
 
     def _record(self, failure: Failure, message: str) -> None:
         """One JSON object a line; beside what was printed, for machines and for later."""
-        attempt = max((int(p.name) for p in self._task.attempts.glob("[0-9]*") if p.name.isdigit()), default=0)
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "attempt": attempt,
+            "attempt": self._newest_attempt(),
             "kind": failure.kind,
             "message": message,
             "errors": dict(failure.errors),
@@ -240,8 +243,14 @@ class Supervisor:
         """A new folder: Ray must not find an older run under the same name, for ours is the state that resumes."""
         return self._logs / f"attempt-{len(list(self._logs.glob('attempt-*'))):03d}"
 
-    def _note_files(self) -> set[Path]:
-        return set(self._task.attempts.glob("*.rank_*.json"))
+    def _newest_attempt(self) -> int:
+        return last_attempt(self._task.attempts)[0]
+
+    def _notes_after(self, number: int) -> list[Path]:
+        """Of this start of the workers. Those of an earlier one may write theirs only now, from a node that is back."""
+        if self._task.kind != "train":  # others may train the run whose checkpoint this is
+            return []
+        return [path for path in self._task.attempts.glob("*.rank_*.json") if int(path.name.partition(".")[0]) > number]
 
     def _enter(self, name: Name, reason: str = "") -> None:
         if self._task.kind == "train":

@@ -31,6 +31,7 @@ from dmlscale.distributed.verdicts import Verdict, named
 from dmlscale.distributed.world import World
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.recovery.attempt import Attempt
+from dmlscale.launch.recovery.failures import first_line
 from dmlscale.launch.recovery.watch_notes import WatchNotes
 
 # Of a worker that a watchdog has ended; no other part of the package, and nothing in sysexits.h, has it.
@@ -129,7 +130,7 @@ class Watch:
         step, phase, since = self._place
         # Whatever is compiled, tuned, opened or started is in the first step.
         timed = phase in TIMED_PHASES and step != self._first_step
-        error = "" if self._failure is None else _first_line(self._failure)
+        error = "" if self._failure is None else first_line(self._failure)
         return Beat(step, phase, time.monotonic() - since, timed, error)
 
     def _fence(self, attempt: Attempt) -> None:
@@ -186,8 +187,3 @@ def _exchange_cards(listening: socket.socket | None, world: World, device: torch
         address, port = listening.getsockname()[:2]
         card |= {"address": address, "port": port}
     return [json.loads(text) for text in OverRanks(world, device).texts(json.dumps(card))]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]

@@ -60,16 +60,19 @@ def newest_record(config: Config, run_folder: Path) -> Record | None:
     """Where a run stood at its newest checkpoint whose record can be read; None where it has no checkpoints.
 
     Raises:
-        LaunchError: none can be read, or they are in another place than the config says.
+        LaunchError: none can be read, they are in another place than the config says, or those there are another run's.
     """
     try:
         store = checkpoint_store(config, run_folder)
         problem: CheckpointError | None = None
         for name in reversed(store.complete()):
             try:
-                return record_in(store, name)
+                record = record_in(store, name)
             except CheckpointError as error:
                 problem = problem or error
+                continue
+            _check_own(record, config, run_folder, store.place)
+            return record
     except (CheckpointError, OSError) as error:
         key = "run.folder" if config.train.checkpoint_folder is None else "train.checkpoint_folder"
         raise LaunchError(f"{key}: cannot look for checkpoints there: {error}") from error
@@ -107,6 +110,18 @@ def _check_not_moved(place: str, run_folder: Path) -> None:
                 f"{run_folder} has its checkpoints in {store.place}, train.checkpoint_folder now says {place}, where "
                 f"there are none: copy {names[-1]} there, or set it back"
             )
+
+
+def _check_own(record: Record, config: Config, run_folder: Path, place: str) -> None:
+    """A new run must not go on from checkpoints that a run of the same name in another folder keeps there."""
+    run = record.config.get("run")
+    before = run.get("folder") if isinstance(run, dict) else None
+    if config.train.checkpoint_folder is None or before == config.run.folder or _config_of(run_folder) is not None:
+        return
+    raise LaunchError(
+        f"{place} holds checkpoints of a run of the same name in {before}, which is not that of {run_folder}: choose "
+        f"another run.name or train.checkpoint_folder, or continue that run with run.folder={before}"
+    )
 
 
 def _config_of(run_folder: Path) -> Config | None:

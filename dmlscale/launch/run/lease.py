@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from dmlscale.launch.errors import LaunchError
+from dmlscale.launch.run.whole_file import write_whole
 
 LEASE_FILE = "driver.json"
 BEAT_S = 5.0
@@ -95,10 +96,8 @@ def held(folder: Path, say: Callable[[str], None] = lambda line: print(line, flu
     """
     _wait_until_free(folder, say)
     own, file = this_process(), folder / LEASE_FILE
-    partial = folder / f".{LEASE_FILE}.{own.pid}.{own.host}"
     try:
-        partial.write_text(json.dumps(asdict(own)))
-        partial.replace(file)
+        write_whole(file, json.dumps(asdict(own)))
     except OSError as error:
         raise LaunchError(f"cannot write {file}: {error}") from error
     time.sleep(_LOOK_EVERY_S)  # of two that came at the same time, the later one to write has it

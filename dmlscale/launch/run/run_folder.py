@@ -17,6 +17,8 @@ from dmlscale.data.planning.mined_plan import MinedSampling
 from dmlscale.data.storage.storage import Storage
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.run.checkpoint_places import absolute_place, newest_record
+from dmlscale.launch.run.whole_file import write_whole
+from dmlscale.launch.task import HAND_OVER_FILE, STOP_FILE
 
 CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"
@@ -64,10 +66,26 @@ def make_folder(config: Config) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write {folder}")
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # the same command may be given twice at once
     except OSError as error:
         raise LaunchError(f"run.folder: cannot write {folder}: {error}; choose another run.folder") from error
     return folder
+
+
+def folder_of(named: str, checkpoint: Path) -> Path:
+    """The folder of a checkpoint's run, or what there is instead of it.
+
+    Args:
+        named: what the user named: a run, or a checkpoint.
+        checkpoint: the one found there.
+
+    Returns:
+        That of the run, if it was named or has the checkpoint in it; else the one beside the checkpoint. A checkpoint
+        that was copied here has a folder of its own.
+    """
+    if (Path(named) / CONFIG_FILE).is_file():
+        return Path(named).absolute()
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def open_folder(config: Config, *, resume: bool) -> Path:
@@ -80,7 +98,8 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     folder = make_folder(config)
     if (folder / CONFIG_FILE).exists() and not resume:
         raise LaunchError(f"{folder} holds a run already: add --resume to continue it, or choose another run.name")
-    (folder / "stop-requested").unlink(missing_ok=True)
+    for request in (STOP_FILE, HAND_OVER_FILE):
+        (folder / request).unlink(missing_ok=True)  # of an earlier driver, which was killed
     _check_same_data(config, folder)
     return folder
 
@@ -104,8 +123,8 @@ def check_same_dataset(folder: Path, index: Index) -> None:
 
 def write_config(config: Config, index: Index, folder: Path) -> None:
     """Keeps the resolved config and what the dataset says of itself; from here on the folder holds a run."""
-    (folder / DATASET_FILE).write_text(json.dumps(index.description, indent=2) + "\n")
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(folder / DATASET_FILE, json.dumps(index.description, indent=2) + "\n")
+    write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _check_same_data(config: Config, folder: Path) -> None:

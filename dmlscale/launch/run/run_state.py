@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -11,7 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
+from dmlscale.launch.run.lease import read_holder, this_process
+from dmlscale.launch.run.whole_file import write_whole
 from dmlscale.training import checkpoint
+from dmlscale.training.checkpoint.errors import CheckpointError
 
 Name = Literal["starting", "training", "restarting", "waiting", "stopping", "stopped", "finished", "failed"]
 
@@ -45,10 +47,8 @@ class RunState:
 def write_state(folder: Path, name: Name, *, reason: str = "") -> None:
     """Notes the state, all of it or nothing. A disk that is full does not end the run: it keeps the one before."""
     state = RunState(name, newest_step(folder), datetime.now(UTC).isoformat(timespec="seconds"), reason)
-    partial = folder / f".{STATE_FILE}.{os.getpid()}"
     with suppress(OSError):
-        partial.write_text(json.dumps(asdict(state), indent=1) + "\n")
-        partial.replace(folder / STATE_FILE)
+        write_whole(folder / STATE_FILE, json.dumps(asdict(state), indent=1) + "\n")
 
 
 def read_state(folder: Path) -> RunState | None:
@@ -62,7 +62,9 @@ def read_state(folder: Path) -> RunState | None:
 
 def newest_step(folder: Path) -> int:
     """Of the newest checkpoint: in the run's folder or, kept elsewhere, the one last told of; 0 without one."""
-    here = checkpoint.latest(folder / "checkpoints")
+    here = None
+    with suppress(OSError, CheckpointError):  # damaged, or just removed: not for this to complain of
+        here = checkpoint.latest(folder / "checkpoints")
     return _last(folder, "checkpoint") if here is None else int(here.name.removeprefix("step_"))
 
 
@@ -86,12 +88,15 @@ def _last(folder: Path, key: str) -> int:
 
 @contextmanager
 def state_on_error(folder: Path) -> Iterator[None]:
-    """A run whose block ends with an error is failed, or stopped if someone interrupted it."""
+    """A run whose block ends with an error is failed, or stopped if someone interrupted it.
+
+    It is neither where another driver has taken it over, and goes on.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        write_state(folder, "stopped", reason="interrupted")
-        raise
     except BaseException as error:
-        write_state(folder, "failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        if read_holder(folder) in (None, this_process()):
+            interrupted = isinstance(error, KeyboardInterrupt)
+            reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
+            write_state(folder, "stopped" if interrupted else "failed", reason=reason)
         raise

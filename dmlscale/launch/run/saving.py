@@ -188,8 +188,13 @@ class RunSaver:
         """The best checkpoint of the run, for its result; empty where none is kept, and on other ranks than 0."""
         if not self._retention.best or self._world.rank != 0:
             return {}
-        self._scores.apply()
-        found = self._scores.best()
+        try:
+            if self._attempt.is_current():
+                self._scores.apply(newest=self._last_good)  # the last evaluation may have made one superfluous
+            found = self._scores.best()
+        except (CheckpointError, OSError) as error:  # the run is done, and need not fail for this
+            self._say(fault=f"the best checkpoint cannot be told ({error})")
+            return {}
         if found is None:
             return {}
         return {"checkpoint": f"{self._store.place}/{found[0]}", "metric": self._retention.metric, "value": found[1]}

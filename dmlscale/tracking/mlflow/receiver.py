@@ -17,8 +17,9 @@ from dmlscale.redaction import shown
 from dmlscale.tracking.mlflow.fields import log_params, run_tags, set_status
 from dmlscale.tracking.mlflow.runs import start_recorded
 from dmlscale.tracking.run_file import known_run
+from dmlscale.tracking.sender import ReceiverLostAllError
 from dmlscale.tracking.spool import Record
-from dmlscale.tracking.spools import FOLDER
+from dmlscale.tracking.spools import FOLDER, first_start, last_start
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ _ATTEMPTS_PER_FILE = 3
 _LARGEST_KEPT = 2**20  # bytes; smaller copies stay, so that the run can be recorded anew in another store
 # The request is wrong in itself: sending it again would only hold up what comes after it.
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS")
+_UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
 
 
 class Receiver:
@@ -34,6 +36,9 @@ class Receiver:
 
     Points: only steps larger than the last one that the run has for that metric are sent. The run is asked
     for its last steps at the start and after every failure, since a call that failed may have arrived.
+
+    A store that does not know the run any more, as one that lost its database, gets it from its beginning: the first
+    start makes it again, and `ReceiverLostAllError` asks for all that was confirmed before.
 
     Args:
         uri: the store.
@@ -49,6 +54,16 @@ class Receiver:
         self._run: Run | None = None
         self._last_steps: dict[str, int] = {}
         self._failures: dict[int, int] = {}
+        self._is_remade = False
+
+    def open(self) -> None:
+        """Look at the run, before there is something to deliver.
+
+        Raises:
+            ReceiverLostAllError: the store has lost it.
+            LookupError: it has been deleted, or nobody knows what it is.
+        """
+        self._connect()
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Send records in their order; raises if the store does not answer."""
@@ -57,7 +72,7 @@ class Receiver:
                 if kind == "start":
                     self._run = None
                     *_, newest = group
-                    start_recorded(self._uri, self._run_folder, newest.fields, parents=self._parents)
+                    self._start(newest.fields)
                     continue
                 client, run = self._connect()
                 if kind == "metrics":
@@ -77,13 +92,35 @@ class Receiver:
             known = known_run(self._run_folder)
             if known is None:
                 raise LookupError(f"{self._run_folder} does not tell which run it is")
-            run = self._client.get_run(known.run_id)
-            if run.info.lifecycle_stage == "deleted":
-                raise LookupError(f"run {known.run_id} has been deleted in {shown(self._uri)}: restore it")
+            try:
+                run = self._get_active(self._client, known.run_id)
+            except MlflowException as error:
+                if error.error_code != _UNKNOWN or self._is_remade:  # once: two databases behind one address differ
+                    raise
+                self._is_remade = True
+                self._start(first_start(self._run_folder))
+                raise
             # The public dictionary of metrics leaves out their steps, and a metric's history may be long.
             self._last_steps = {metric.key: metric.step for metric in run.data._metric_objs}
             self._run = run
         return self._client, self._run
+
+    def _start(self, fields: Mapping[str, Any]) -> None:
+        before = known_run(self._run_folder)
+        # A folder that was copied or moved since is one run, found by where it is now: else each of the starts in it
+        # would take the run of the other.
+        fields = {**fields, "key": last_start(self._run_folder)["key"]}
+        run_id = start_recorded(self._uri, self._run_folder, fields, parents=self._parents)
+        if before is not None and before != (self._uri, run_id):
+            raise ReceiverLostAllError(
+                f"{shown(self._uri)} does not know the run {before.run_id} any more; it is {run_id} now"
+            )
+
+    def _get_active(self, client: MlflowClient, run_id: str) -> Run:
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "deleted":
+            raise LookupError(f"run {run_id}, or its experiment, has been deleted in {shown(self._uri)}: restore it")
+        return run
 
     def _send_metrics(self, client: MlflowClient, run: Run, records: Sequence[Mapping[str, Any]]) -> None:
         points: list[Metric] = []
@@ -104,6 +141,7 @@ class Receiver:
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
+            self._get_active(client, run_id)  # a deleted run refuses all: they wait until it is restored
             if len(points) == 1:
                 logger.warning("tracking: the point %s was refused: %s", points[0].key, shown(str(error)))
                 return
@@ -124,6 +162,7 @@ class Receiver:
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
+            self._get_active(client, run.info.run_id)
             logger.warning("tracking: a record of kind %s was refused: %s", kind, shown(str(error)))
 
     def _send_file(self, client: MlflowClient, run_id: str, record: Record) -> None:
@@ -139,7 +178,7 @@ class Receiver:
         except Exception as error:
             # Files may have a store of their own. If the runs can be reached and only the file fails again
             # and again, it must not hold up everything behind it.
-            client.get_run(run_id)
+            self._get_active(client, run_id)
             self._failures[record.number] = self._failures.get(record.number, 0) + 1
             if self._failures[record.number] < _ATTEMPTS_PER_FILE:
                 raise

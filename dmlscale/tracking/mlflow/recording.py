@@ -20,9 +20,9 @@ from dmlscale.tracking.mlflow.runs import (
     start_recorded,
 )
 from dmlscale.tracking.run_file import forget_other_store, known_run
-from dmlscale.tracking.sender import RECORDS_PER_BATCH, Say, first_line, log_it
+from dmlscale.tracking.sender import RECORDS_PER_BATCH, ReceiverLostAllError, Say, first_line, log_it
 from dmlscale.tracking.spooled import SpooledTracker
-from dmlscale.tracking.spools import Spools, adopt_old_layout, num_undelivered, read_all
+from dmlscale.tracking.spools import Spools, adopt_old_layout, first_start, num_undelivered, read_all
 from dmlscale.tracking.tracker import Status
 
 # A file of a run is tried three times before it is left out.
@@ -46,9 +46,7 @@ class MlflowTracker(SpooledTracker):
     """
 
     def __init__(self, uri: str, run_folder: Path, **options: Any) -> None:
-        spools = Spools(run_folder)
-        begins = any(record.fields["kind"] == "start" for record in spools.pending(1))  # the driver said so
-        super().__init__(Receiver(uri, run_folder).deliver, spools, is_known_away=begins, **options)
+        super().__init__(Receiver(uri, run_folder).deliver, Spools(run_folder), **options)
 
 
 def begin_run(
@@ -87,8 +85,6 @@ def begin_run(
         TrackingDeniedError: no right to write there.
         ValueError: the experiment has been deleted.
     """
-    forget_other_store(run_folder, uri)
-    known = known_run(run_folder)
     start = {
         "kind": "start",
         "store": uri,
@@ -101,7 +97,7 @@ def begin_run(
         "datasets": [
             [*note[:3], json.loads(json.dumps(note.description, default=str)), note.context] for note in datasets
         ],
-        "time_ms": (None if known else _began_ms(run_folder)) or time.time_ns() // 1_000_000,
+        "time_ms": _began_ms(run_folder) or time.time_ns() // 1_000_000,
     }
     is_there = True
     try:
@@ -113,6 +109,7 @@ def begin_run(
             )
             raise TrackingUnreachableError(error.uri, error.reason, advice=advice) from error
         is_there = False
+        forget_other_store(run_folder, uri)
         say(
             fault=f"tracking: the store {shown(uri)} cannot be reached ({shown(error.reason)}): the training goes on, "
             "and what it records waits on disk"
@@ -121,6 +118,7 @@ def begin_run(
         spools.own.append([start])
         if is_there:
             spools.own.confirm(spools.own.pending(1)[0])
+        spools.note_away(not is_there)
     known = known_run(run_folder)
     return "" if known is None else known.run_id
 
@@ -152,12 +150,14 @@ def send_rest(uri: str, run_folder: Path, *, parents: Mapping[str, str] | None =
         parents: id of a parent run in another store -> its id in this one.
     """
     adopt_old_layout(run_folder)
-    forget_other_store(run_folder, uri)
-    has_ended = last_status(run_folder) != ""
-    if has_ended and not num_undelivered(run_folder):
-        return Delivery(0, 0, "")
+    known = known_run(run_folder)
+    if known is not None and known.uri != uri:
+        problem = _problem(uri)
+        if problem:  # such as a typing error: the run keeps the store that it has
+            return Delivery(0, num_undelivered(run_folder), problem)
+        forget_other_store(run_folder, uri)
     with Spools(run_folder) as spools:
-        if not has_ended:
+        if last_status(run_folder) == "":
             reason = "ended without a word: its processes are gone"
             spools.own.append(
                 [{"kind": "status", "status": "KILLED", "reason": reason, "time_ms": _last_ms(run_folder)}]
@@ -165,10 +165,18 @@ def send_rest(uri: str, run_folder: Path, *, parents: Mapping[str, str] | None =
         return _deliver(spools, uri, run_folder, parents)
 
 
+def is_delivered(uri: str, run_folder: Path) -> bool:
+    """Whether a store has confirmed all of a run that has ended. The store is not asked."""
+    known = known_run(run_folder)
+    if known is None or known.uri != uri or num_undelivered(run_folder):
+        return False
+    return last_status(run_folder) != ""
+
+
 def last_status(run_folder: Path) -> str:
     """How the run said that it ended; empty if it did not, or has been continued since."""
     status = ""
-    for fields in read_all(run_folder):
+    for fields in read_all(run_folder, but_metrics=True):
         if fields["kind"] in ("start", "status"):
             status = str(fields.get("status", ""))
     return status
@@ -177,7 +185,7 @@ def last_status(run_folder: Path) -> str:
 def recorded_store(run_folder: Path) -> str:
     """The store that the run was begun with the last time; empty where nobody wrote that down."""
     store = ""
-    for fields in read_all(run_folder):
+    for fields in read_all(run_folder, but_metrics=True):
         store = str(fields.get("store", store))
     return store
 
@@ -190,6 +198,10 @@ def _deliver(spools: Spools, uri: str, run_folder: Path, parents: Mapping[str, s
         require_reachable(uri)
         if known_run(run_folder) is None:
             start_recorded(uri, run_folder, first_start(run_folder), parents=parents)
+        receiver.open()
+    except ReceiverLostAllError:
+        spools.rewind()
+        num_before = spools.num_pending
     except (TrackingUnreachableError, TrackingDeniedError, MlflowException, ValueError, LookupError) as error:
         return Delivery(0, num_before, first_line(error))
     while spools.num_pending and failures < _MOST_FAILURES:
@@ -199,25 +211,27 @@ def _deliver(spools: Spools, uri: str, run_folder: Path, parents: Mapping[str, s
             break
         try:
             receiver.deliver(records)
+        except ReceiverLostAllError:
+            spools.rewind()
+            num_before = spools.num_pending
+            continue
         except Exception as error:  # whatever is wrong with the store: the records stay
             problem, failures = first_line(error), failures + 1
             time.sleep(_PAUSE_S)
             continue
         spools.confirm(records[-1])
         problem, failures = "", 0
+    spools.note_away(bool(problem) and spools.is_known_away())
     return Delivery(num_before - spools.num_pending, spools.num_pending, problem)
 
 
-def first_start(run_folder: Path) -> dict[str, Any]:
-    """What the run is, as it was first written down.
-
-    Raises:
-        LookupError: nobody has.
-    """
-    for fields in read_all(run_folder):
-        if fields["kind"] == "start":
-            return fields
-    raise LookupError(f"{run_folder} does not tell what its run is")
+def _problem(uri: str) -> str:
+    """Why a store cannot be used; empty if it can."""
+    try:
+        require_reachable(uri)
+    except (TrackingUnreachableError, TrackingDeniedError) as error:
+        return first_line(error)
+    return ""
 
 
 def _began_ms(run_folder: Path) -> int | None:

@@ -30,7 +30,8 @@ RUN_KEY = "dmlscale.run_key"
 _LONGEST_DIGEST = 36
 _HEALTH_TIMEOUT_S = 5.0
 _DENIED = (401, 403)
-_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # what the client makes of a broken connection, and a gateway's
+# What the client makes of a broken connection, and of the pages of a gateway or of a server that is no MLflow.
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND")
 
 
 class TrackingUnreachableError(RuntimeError):

@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dmlscale.distributed.world import World
-from dmlscale.training.checkpoint.agreement import gather_texts, together
-from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.integrity import Say, newest_for_all, verify
+from dmlscale.training.checkpoint.agreement import gather_texts, text_of_rank_0, together
+from dmlscale.training.checkpoint.integrity import Say, first_whole, newest_for_all, verify
 from dmlscale.training.checkpoint.store import LocalStore, Store, step_of_name
 
 
@@ -42,26 +41,19 @@ def forget_others(store: Store, resumed: str | None) -> None:
 
 def _newest_fetched(store: Store, folder: Path, world: World, say: Say) -> Path | None:
     found = together(lambda: store.complete() if world.rank == 0 else [], world)
-    names = gather_texts("\n".join(reversed(found)), world)[0].split()
-    problems = []
-    for name, before in zip(names, [*names[1:], None], strict=False):
-        damage = _fetch(store, name, folder, world)
-        if not damage:
-            return folder / name
-        shutil.rmtree(folder / name, ignore_errors=True)
-        problems.append(f"checkpoint {name} is damaged ({damage})")
-        if before is not None:
-            say(fault=f"{problems[-1]}: going back to {before}")
-    if problems:
-        raise CheckpointError(f"no checkpoint in {store.place} is whole: {', '.join(problems)}")
-    return None
+    names = text_of_rank_0("\n".join(reversed(found)), world).split()
+    newest = first_whole(store.place, names, lambda name: _fetch(store, name, folder, world), say)
+    return None if newest is None else folder / newest
 
 
-def _fetch(store: Store, name: str, folder: Path, world: World) -> str:
-    """Copies a checkpoint to each rank; returns what is damaged, the same on all of them."""
+def _fetch(store: Store, name: str, folder: Path, world: World) -> list[str]:
+    """Copies a checkpoint to each rank, unless it is damaged; returns what is, the same on all of them."""
 
     def fetch() -> str:
-        return "; ".join(verify(store.fetch(name, folder)))
+        return "\n".join(verify(store.fetch(name, folder)))
 
     # A server that does not answer is no damage: that ends the run here, to be started again.
-    return next(filter(None, gather_texts(together(fetch, world), world)), "")
+    damage = next(filter(None, gather_texts(together(fetch, world), world)), "").splitlines()
+    if damage:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return damage

@@ -46,18 +46,34 @@ def newest_for_all(folder: Path, world: World, say: Say) -> Path | None:
     # On shared storage ranks may see a new folder at different times: rank 0's view counts.
     found = together(lambda: list_checkpoints(folder) if world.rank == 0 else [], world)
     names = text_of_rank_0("\n".join(path.name for path in reversed(found)), world).split()
+    newest = first_whole(str(folder), names, lambda name: damage_for_all(folder / name, world), say)
+    return None if newest is None else folder / newest
+
+
+def first_whole(place: str, names: Sequence[str], damage_of: Callable[[str], Sequence[str]], say: Say) -> str | None:
+    """The first of some checkpoints that is whole; None if there are none.
+
+    Args:
+        place: where they are.
+        names: of the checkpoints, the newest first, the same on every rank.
+        damage_of: what of one is damaged, the same on every rank.
+        say: called as ``say(fault=text)`` of each damaged one that is passed over.
+
+    Raises:
+        CheckpointError: there are some, but none is whole.
+    """
     problems = []
     for name, before in zip_longest(names, names[1:]):
-        damage = damage_for_all(folder / name, world)
+        damage = damage_of(name)
         if not damage:
-            return folder / name
+            return name
         problems.append(f"checkpoint {name} is damaged ({'; '.join(damage)})")
         if before is not None:
             say(fault=f"{problems[-1]}: going back to {before}")
     if problems:
         raise CheckpointError(
-            f"no checkpoint in {folder} is whole: {', '.join(problems)}. Restore one of them; to begin again from step "
-            f"0, move {folder} away"
+            f"no checkpoint in {place} is whole: {', '.join(problems)}. Restore one of them; to begin again from step "
+            f"0, move {place} away"
         )
     return None
 

@@ -69,11 +69,23 @@ def write_pieces(path: Path, pieces: Sequence[Piece]) -> StoredFile:
     Raises:
         OSError: it cannot be written.
     """
-    save_file({piece.name: piece.tensor.contiguous() for piece in pieces}, path)
+    save_file(_apart(pieces), path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     stored = tuple(StoredPiece(p.name, dtype_name(p.tensor), p.shape, p.offsets, tuple(p.tensor.shape)) for p in pieces)
     return StoredFile(path.name, path.stat().st_size, digest(path), stored)
+
+
+def _apart(pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """The pieces' tensors, none of which shares memory with another: safetensors refuses tied weights."""
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for piece in pieces:
+        tensor = piece.tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[piece.name] = tensor.clone() if place in memory else tensor
+        memory.add(place)
+    return found
 
 
 def read_overlaps(path: Path, file: StoredFile, overlaps: Iterable[Overlap]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.store import Store
+from dmlscale.training.checkpoint.store import Store, step_of_name
 
 METRICS_FILE = "metrics.json"
 
@@ -71,9 +71,16 @@ class Scores:
         self._store.put(name, METRICS_FILE, json.dumps(dict(metrics), indent=1) + "\n")
         self._learn(name, metrics[self._retention.metric])
 
-    def apply(self) -> None:
-        """Removes what is not to be kept."""
+    def apply(self, *, newest: str | None = None) -> None:
+        """Removes what is not to be kept.
+
+        Args:
+            newest: this run's. Later ones are left by workers that were cut off, or damaged ones that could not be
+                removed: among the newest they would drive out good ones.
+        """
         names = self._store.complete()
+        if newest is not None:
+            names = [name for name in names if step_of_name(name) <= step_of_name(newest)]
         for name in self._retention.to_remove(names, self._of(names)):
             self._store.remove(name)
             self._known.pop(name, None)
@@ -94,11 +101,11 @@ class Scores:
         return {name: self._known[name] for name in names if name in self._known}
 
     def _learn(self, name: str, value: float) -> None:
-        if not math.isnan(value):
+        if math.isfinite(value):
             self._known[name] = value
 
     def _read(self, name: str) -> float:
         try:
             return float(json.loads(self._store.get(name, METRICS_FILE) or "{}")[self._retention.metric])
-        except (ValueError, KeyError, TypeError):  # never evaluated, or damaged
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # never evaluated, or damaged
             return math.nan

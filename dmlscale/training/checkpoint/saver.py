@@ -174,11 +174,15 @@ class Saver:
             return
         now = time.perf_counter()
         held_up_until = now if self._buffers is None else job.copied_at
-        self._on_saved(Saved(job.record, name, num_bytes, held_up_until - job.started, now - job.copied_at))
         try:
-            tidy(self._store, name)
-            self._scores.apply()
-        except (OSError, CheckpointError) as error:  # the checkpoint is there; the next one tries again
+            self._on_saved(Saved(job.record, name, num_bytes, held_up_until - job.started, now - job.copied_at))
+        except Exception:  # it is complete, whoever cannot take that in; and old ones must go, else the disk fills
+            logger.exception("%s is complete, which could not be told", name)
+        try:
+            if self._is_current():
+                tidy(self._store, name)
+                self._scores.apply(newest=name)
+        except Exception as error:  # the checkpoint is there; the next one tries again
             logger.warning("old checkpoints could not be removed: %s", reason_of(error, self._store, self._world))
 
     def _discard(self, job: _Job) -> None:

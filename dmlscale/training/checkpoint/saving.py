@@ -66,21 +66,21 @@ def commit(
         CheckpointError: a part did not come, or a later start has begun.
         OSError: the record cannot be written.
     """
-    notes = {rank: f"{_stem(attempt, rank, world.num_ranks)}.json" for rank in range(world.num_ranks)}
-    texts: dict[int, str] = {}
+    notes = [f"{_stem(attempt, rank, world.num_ranks)}.json" for rank in range(world.num_ranks)]
+    texts: list[str] = []
     deadline = time.monotonic() + timeout_s
-    while True:
-        for rank in notes.keys() - texts.keys():
-            if (text := store.get(name, notes[rank])) is not None:
-                texts[rank] = text
-        if len(texts) == len(notes) or is_abandoned.is_set():
-            break
+    while len(texts) < len(notes) and not is_abandoned.is_set():
+        # One after the other: looking for those of 64 ranks at a time would keep the storage and this process busy.
+        if (text := store.get(name, notes[len(texts)])) is not None:
+            texts.append(text)
+            continue
         if time.monotonic() > deadline:
-            raise CheckpointError(_did_not_come(store, sorted(notes.keys() - texts.keys()), timeout_s))
+            there = store.files(name)
+            raise CheckpointError(_did_not_come(store, [r for r, n in enumerate(notes) if n not in there], timeout_s))
         is_abandoned.wait(store.look_every_s)
     if is_abandoned.is_set():
         raise CheckpointError("another rank could not write its part")
-    files = tuple(stored_file(json.loads(texts[rank])) for rank in sorted(texts))
+    files = tuple(stored_file(json.loads(text)) for text in texts)
     if not is_current():
         raise CheckpointError("a later start of this run's workers has begun: this one writes no more checkpoints")
     store.put(name, RECORD_FILE, Manifest(record, files).to_json())

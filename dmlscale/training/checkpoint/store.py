@@ -114,7 +114,7 @@ class LocalStore:
     def get(self, name: str, file: str) -> str | None:
         """See `Store`."""
         try:
-            return (self.folder / name / file).read_text()
+            return (self.folder / name / file).read_text(errors="replace")  # damaged, it is no JSON all the same
         except FileNotFoundError:
             return None
 
@@ -130,7 +130,8 @@ class LocalStore:
     def files(self, name: str) -> list[str]:
         """See `Store`."""
         path = self.folder / name
-        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        return sorted(name for name in names if not name.startswith("."))  # in those `put` is at work
 
     def remove_file(self, name: str, file: str) -> None:
         """See `Store`."""

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dmlscale.cli import main
 from dmlscale.config.load import check_config, load_config, override_values
+from dmlscale.distributed.world import World
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.jobs import entry, submit
 from dmlscale.launch.jobs.command import Command, read_train
 from dmlscale.tracking.store import StoreError
+from dmlscale.training import checkpoint
 from dmlscale.training.state import Record
 
 QUICKSTART = "configs/quickstart.yaml"
@@ -66,11 +69,9 @@ def test_a_store_of_the_nodes_is_refused_there(
 
 
 def test_an_evaluation_runs_on_the_cluster_that_it_is_submitted_to(tmp_path: Path) -> None:
-    folder = tmp_path / "runs/mine/checkpoints/step_00000001"
-    folder.mkdir(parents=True)
     config = load_config(QUICKSTART, ["resources.address=10.0.0.5:6379"]).model_dump(mode="json")
-    fields = {name: config if name == "config" else 1 for name in Record.__dataclass_fields__}
-    (folder / "record.json").write_text(json.dumps(fields))
+    record = Record(step=1, position={}, num_ranks=1, config=config, tracking={})
+    folder = checkpoint.save(tmp_path / "runs/mine/checkpoints", {"a": torch.zeros(1)}, record, World(), keep=1)
     command, settings, _ = submit._prepared(Command("evaluate", (str(folder),)), None, read_train)
     assert settings is not None
     assert settings.config.resources.address == "auto"

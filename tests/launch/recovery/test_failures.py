@@ -115,6 +115,54 @@ def test_a_connection_names_the_host_at_its_other_end() -> None:
     assert failure.what.startswith("ranks 0, 1 on n0 lost the connection to n1 (ranks 2, 3): RuntimeError: ")
 
 
+# As gloo says it to a healthy rank when the other's node is switched off.
+RESET = (
+    "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [{}]:1177: Connection reset by "
+    "peer. This is typically caused by a remote worker hanging or bugs in the application. Check the logs of the "
+    "remote worker before reporting an error. GLHF! \U0001f3d6\ufe0f"
+)
+ONE_EACH = {rank: Place(rank, f"n{rank}", f"10.77.0.1{rank}", 100, 0) for rank in range(3)}
+
+
+@pytest.mark.parametrize(
+    "text", [RESET.format("10.77.0.12"), RESET.format("::ffff:10.77.0.12"), "NCCL: closed by remote peer n2<41234>"]
+)
+def test_of_a_broken_connection_the_rank_is_named_that_is_gone(text: str) -> None:
+    failure = classify({0: RuntimeError(text)}, ONE_EACH)
+    assert failure.what == "rank 2 on n2 was lost: rank 0 on n0 lost the connection to it"
+    # Another healthy rank has ended because the first did.
+    both = classify({0: RuntimeError(text), 1: RuntimeError(RESET.format("10.77.0.10"))}, ONE_EACH)
+    assert both.what == "rank 2 on n2 was lost: ranks 0, 1 on n0, n1 lost the connection to it"
+    unknown = classify({0: RuntimeError(text)}, {2: ONE_EACH[2]})
+    assert unknown.what.startswith("rank 0 lost the connection: RuntimeError: ")
+    assert "GLHF" not in unknown.what
+    assert "pair.cc" not in unknown.what
+
+
+def test_the_address_of_ipv6_is_one_too() -> None:
+    places = {rank: Place(rank, f"n{rank}", f"fd00::{rank}", 100, 0) for rank in range(3)}
+    assert classify({1: RuntimeError(RESET.format("fd00::2"))}, places).what.startswith("rank 2 on n2 was lost: rank 1")
+
+
+def test_a_rank_that_failed_for_its_connection_is_not_the_cause_for_those_that_were_told_of_it() -> None:
+    """Their watches end them with its words, and Ray takes that for deaths."""
+    said = f"rank 0 (n0, pid 9) failed at step 5, and the others wait for it: RuntimeError: {RESET}"
+    notes = [Note(1, "failed", said)]
+    broken = RuntimeError(RESET.format("10.77.0.12"))
+    failure = classify({0: broken, 1: died(KILLED)}, ONE_EACH, notes)
+    assert failure.what == "rank 2 on n2 was lost: rank 0 on n0 lost the connection to it"
+    assert classify({0: broken, 2: died(KILLED)}, ONE_EACH, notes).what == "rank 2 on n2 was killed (SIGKILL?)"
+    alone = classify({1: died(KILLED)}, ONE_EACH, notes)
+    assert alone.what == said
+    assert alone.tells_step
+
+
+def test_an_error_of_no_rank_is_told_of_the_workers() -> None:
+    early = ControllerError(WorkerGroupStartupFailedError("a worker died while it started"))
+    assert classify({-1: early}, {}).what.startswith("the workers failed: WorkerGroupStartupFailedError: a worker died")
+    assert classify({-1: TypeError("no")}, {}).what == "the workers: TypeError: no"
+
+
 def test_what_a_watch_has_found_comes_before_deaths() -> None:
     said = "rank 1 (n0, pid 101) has not been heard from for 60 s, last at step 57 (step): it is taken for lost"
     notes = [Note(2, "lost", "the same, later"), Note(0, "lost", said)]

@@ -119,8 +119,12 @@ def test_a_watch_tells_what_it_has_found(task: Task) -> None:
     class Watched(Workers):
         def __call__(self, logs: Path) -> dict[str, Any]:
             number = len(self.folders) + 1
+            (task.attempts / f"{number:06d}").write_text(json.dumps({"hosts": ["n0"]}))
             if number == 1:
                 (task.attempts / f"{number:06d}.rank_0.json").write_text(json.dumps(note))
+            if number == 2:  # by a worker of the first start, on a node that was cut off and is back
+                late = note | {"kind": "superseded", "message": "a later start has begun"}
+                (task.attempts / "000001.rank_2.json").write_text(json.dumps(late))
             return super().__call__(logs)
 
     task.attempts.mkdir()
@@ -128,12 +132,15 @@ def test_a_watch_tells_what_it_has_found(task: Task) -> None:
     workers.supervised()
     assert workers.said[0] == f"fault: {message}: starting again from step 50 (failure 1 of 3)"
     assert message not in workers.said[1]  # an old note is not told twice
+    assert workers.said[1].endswith("(failure 2 of 3)")  # nor is one that comes late
 
 
 def test_workers_that_hand_over_are_followed_by_others(task: Task) -> None:
-    workers = Workers(task, (10, {"stopped": True, "hands_over": True}), (0, {"stopped": False, "hands_over": False}))
-    assert workers.supervised() == {"stopped": False}
-    assert workers.said == []
+    hands_over = {"stopped": True, "hands_over": True}
+    workers = Workers(task, (10, hands_over), (0, dict(hands_over)), (0, {"stopped": False, "hands_over": False}))
+    answers = iter([None, "n1 is gone", None, "n1 is gone", None])
+    assert workers.supervised(lacking=lambda: next(answers)) == {"stopped": False}
+    assert workers.said == ["waiting for 2 workers: n1 is gone"] * 2
 
 
 def test_a_cluster_without_room_is_waited_for(task: Task) -> None:
@@ -210,6 +217,7 @@ def test_workers_that_die_while_they_stop_are_not_started_again(task: Task) -> N
     assert result["stopped"]
     assert result["step"] == 30
     assert workers.said[0].endswith("stopping at the last checkpoint")
+    assert "stopping at the last checkpoint" in (Path(task.folder) / "faults.jsonl").read_text()
 
 
 def test_an_evaluation_leaves_the_state_of_its_run_alone(task: Task) -> None:

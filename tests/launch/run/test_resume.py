@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,9 @@ from dmlscale.config.schema import Config
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.run import run_folder
 from dmlscale.launch.run.continuation import continues, unfinished_twin
-from dmlscale.launch.run.lease import held
+from dmlscale.launch.run.lease import LEASE_FILE, held, this_process
 from dmlscale.launch.run.run_state import STATE_FILE, newest_step, read_state, state_on_error, write_state
+from dmlscale.launch.run.whole_file import write_whole
 
 
 def config_of(folder: Path, *overrides: str, name: str = "mine") -> Config:
@@ -143,3 +148,71 @@ def test_a_step_is_that_of_the_last_checkpoint_even_if_lines_are_cut_off(tmp_pat
         file.write(json.dumps({"step": 41, "metrics": {}}) + "\n")
         file.write('{"step": 45, "checkpo\n{"step": 50, "checkpoint": "step_0\n')
     assert newest_step(run) == 30
+
+
+def test_no_state_hides_why_a_run_ends(tmp_path: Path) -> None:
+    """It is not for the note of the state to complain of a damaged checkpoint, or of a folder that is gone."""
+    run = begun(tmp_path)
+    damaged = run / "checkpoints" / "step_00000040"
+    damaged.mkdir()
+    (damaged / "record.json").write_text("{")
+    assert newest_step(run) == 30
+    with pytest.raises(ZeroDivisionError), state_on_error(run):
+        1 / 0  # noqa: B018 - for its error
+    state = read_state(run)
+    assert state is not None
+    assert (state.name, state.step) == ("failed", 30)
+    with pytest.raises(ZeroDivisionError), state_on_error(run / "gone"):
+        1 / 0  # noqa: B018 - for its error
+
+
+def test_a_run_that_another_driver_goes_on_with_has_not_failed(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    other = replace(this_process(), host="n7", pid=12)
+    (run / LEASE_FILE).write_text(json.dumps(asdict(other)))
+    with pytest.raises(LaunchError), state_on_error(run):
+        raise LaunchError("taken over")
+    state = read_state(run)
+    assert state is not None
+    assert state.name == "training"
+
+
+def test_a_command_takes_back_what_was_asked_of_an_earlier_one(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    requests = [run / "stop-requested", run / "hand-over-requested"]
+    for request in requests:
+        request.touch()
+    run_folder.open_folder(config_of(tmp_path), resume=True)
+    assert not any(request.exists() for request in requests)
+
+
+def test_a_folder_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: run_folder.make_folder(config), range(400)))
+    assert set(made) == {tmp_path / "mine"}
+
+
+def test_a_file_is_written_whole_or_is_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    write_whole(file, "before")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(file, "afterwards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_folder_of_a_checkpoint_that_is_not_in_its_run(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    inside = run / "checkpoints" / "step_00000030"
+    assert run_folder.folder_of(str(inside), inside) == run
+    elsewhere = tmp_path / "far" / "mine" / "step_00000030"
+    assert run_folder.folder_of(str(run), elsewhere) == run
+    assert run_folder.folder_of("s3://bucket/mine", elsewhere) == elsewhere.parent

@@ -269,6 +269,21 @@ def test_a_place_that_has_changed_is_noticed(config_file: Path, tmp_path: Path) 
         task_of(config_file, "moved", *QUICK, f"train.checkpoint_folder={tmp_path}/elsewhere")
 
 
+def test_a_new_run_does_not_go_on_from_the_checkpoints_of_another(config_file: Path, tmp_path: Path) -> None:
+    """Of the same name in another folder, as the trials of two sweeps are."""
+    kept = f"train.checkpoint_folder={tmp_path}/kept"
+    task = task_of(config_file, "twin", *QUICK, kept)
+    record = Record(4, {"epoch": 0, "step": 4}, 1, task.config, {})
+    checkpoint.save(tmp_path / "kept" / "twin", {"a": torch.ones(3)}, record, World(), keep=1)
+    assert task_of(config_file, "twin", *QUICK, kept).config == task.config
+    with pytest.raises(LaunchError, match=rf"kept/twin holds checkpoints of a run of the same name in .*{tmp_path}/"):
+        task_of(config_file, "twin", *QUICK, kept, f"run.folder={tmp_path}/other")
+    moved = tmp_path / "moved" / "twin"  # with all that is in it
+    moved.mkdir(parents=True)
+    (moved / "config.yaml").write_text(yaml.safe_dump(task.config))
+    task_of(config_file, "twin", *QUICK, kept, f"run.folder={tmp_path}/moved")
+
+
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="neither a checkpoint nor a run"):
         find_checkpoint(str(tmp_path))

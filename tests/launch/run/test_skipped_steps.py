@@ -132,6 +132,19 @@ def test_none_may_be_skipped(gloo_pool: GlooPool, config_file: Path) -> None:
     assert len(list((Path(task.folder) / "skipped_steps").iterdir())) == 1
 
 
+def test_a_sample_that_is_not_finite_moves_no_bank_at_the_start(gloo_pool: GlooPool, config_file: Path) -> None:
+    task = vectors_task(config_file, "means", "train.bank_start=class_means")
+    gloo_pool.run(2, work_on_rank, task)
+    assert told(task)
+    assert len(curve_of_finite(task)) > 15
+
+
+def test_offline_mining_names_the_sample(gloo_pool: GlooPool, config_file: Path) -> None:
+    task = vectors_task(config_file, "mined", "data.sampling=hard_neighbors", "data.mine_every=5")
+    with pytest.raises(RuntimeError, match=rf"DivergedError: .* 1 of 96 training samples .* sample '{BAD_ROW:0>8}' "):
+        gloo_pool.run(2, work_on_rank, task)
+
+
 def test_learning_rates_that_are_far_too_high_end_the_run(gloo_pool: GlooPool, config_file: Path) -> None:
     rates = [f"optim.{part}_lr=1e38" for part in ("backbone", "head", "bank")]
     task = vectors_task(config_file, "high", *rates, "optim.warmup_steps=0", "optim.name=sgd", "optim.clip_norm=null")

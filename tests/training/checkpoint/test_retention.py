@@ -59,12 +59,26 @@ def test_the_best_outlives_newer_ones_and_a_restart(tmp_path: Path) -> None:
     assert checkpoint.verify(tmp_path / name(20)) == []
 
 
+def test_later_ones_of_others_drive_out_no_good_one(tmp_path: Path) -> None:
+    """Workers that were cut off may have committed one just before they were ended."""
+    store, retention = LocalStore(tmp_path), Retention(2)
+    for step in (80, 90):
+        checkpoint.save(tmp_path, tensors_of(step), record_of(step, World()), World(), keep=2)
+    saver = Saver(store, Scores(store, retention), World(), attempt=1)
+    for step in (10, 20, 30):
+        save(saver, step)
+    assert store.complete() == [name(20), name(30), name(80), name(90)]
+
+
 def test_metrics_that_cannot_be_read_count_as_none(tmp_path: Path) -> None:
     store, retention = LocalStore(tmp_path), Retention(1, 2, "recall_at_1")
     scores = Scores(store, retention)
     saver = Saver(store, scores, World(), attempt=1)
-    for step, text in {10: "{", 20: '{"nmi": 1}', 30: '{"recall_at_1": NaN}', 40: '{"recall_at_1": 0.1}'}.items():
-        save(saver, step)
+    huge, deep, endless = '{"recall_at_1": 1' + "0" * 400 + "}", "[" * 100_000, '{"recall_at_1": Infinity}'
+    texts = ["{", '{"nmi": 1}', '{"recall_at_1": NaN}', huge, deep, endless, '{"recall_at_1": 0.1}']
+    keeps_all = Saver(store, Scores(store, Retention(100)), World(), attempt=1)
+    for step, text in zip([10, 20, 30, 31, 32, 33, 40], texts, strict=True):
+        save(keeps_all, step)
         (tmp_path / name(step) / METRICS_FILE).write_text(text)
     save(saver, 50)
     found = Scores(store, retention)

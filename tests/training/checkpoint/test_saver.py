@@ -165,6 +165,44 @@ def test_workers_of_an_earlier_start_change_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step_00000030"]
 
 
+def test_workers_that_are_overtaken_while_they_commit_remove_nothing(tmp_path: Path) -> None:
+    answers = iter([True])  # as the record is written, and never again
+    orphan = saver_in(tmp_path, attempt=1, keep=1, is_current=lambda: next(answers, False))
+    later = LocalStore(tmp_path)
+    (later.stage("step_00000015") / "attempt-0002_rank-00000-of-00001.safetensors").write_bytes(b"on its way")
+    checkpoint.save(tmp_path / "others", tensors_of(5), record_of(5, World()), World(), keep=1)
+    (tmp_path / "others" / "step_00000005").rename(tmp_path / "step_00000005")
+    (tmp_path / "others").rmdir()
+    orphan.save(tensors_of(20), record_of(20, World()))
+    orphan.settle()
+    assert later.partial() == ["step_00000015"]
+    assert later.complete() == ["step_00000005", "step_00000020"]
+
+
+def test_old_ones_are_removed_though_nobody_can_be_told_of_the_new(tmp_path: Path) -> None:
+    def fails(saved: Saved) -> None:
+        raise RuntimeError("the tracker is closed")
+
+    saver = saver_in(tmp_path, keep=1, on_saved=fails)
+    for step in (10, 20, 30):
+        saver.save(tensors_of(step), record_of(step, World()))
+        assert saver.settle() is None
+    assert names(tmp_path) == ["step_00000030"]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_tied_weights(tmp_path: Path, in_background: bool) -> None:
+    """Two names of one tensor, and of parts of it that overlap."""
+    both = torch.arange(12.0).view(4, 3)
+    tied = {"a": both, "b": both, "c": both[1:3]}
+    saver = saver_in(tmp_path, in_background=in_background)
+    saver.save(tied, record_of(10, World()))
+    assert saver.settle() is None
+    found = {name: torch.zeros(tensor.shape) for name, tensor in tied.items()}
+    checkpoint.load(tmp_path / "step_00000010", found, World())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in tied.items())
+
+
 def test_a_damaged_checkpoint_is_written_again_without_a_moment_without_one(tmp_path: Path) -> None:
     first = saver_in(tmp_path, attempt=1)
     first.save(tensors_of(10), record_of(10, World()))

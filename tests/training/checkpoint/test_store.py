@@ -19,6 +19,7 @@ from dmlscale.training.checkpoint.fetching import forget_others, newest_here
 from dmlscale.training.checkpoint.remote_store import RemoteStore
 from dmlscale.training.checkpoint.retention import Retention, Scores
 from dmlscale.training.checkpoint.saver import Failed
+from dmlscale.training.checkpoint.saving import tidy
 from dmlscale.training.checkpoint.store import LocalStore, Store, open_store, record_in
 from tests.data.servers import S3Server
 from tests.distributed.pool import GlooPool
@@ -104,6 +105,37 @@ def test_a_damaged_one_is_passed_over_told_and_removed(store: Store, damage: str
     assert torch.equal(tensors["short"], tensors_of(10)["short"])
     forget_others(store, name)
     assert store.complete() == ["step_00000010"]
+
+
+def test_where_none_is_whole_nothing_begins_again(store: Store) -> None:
+    save(store, W1, 10)
+    store.put("step_00000010", "record.json", "{")
+    with pytest.raises(CheckpointError, match=r"is whole: .* to begin again from step 0, move .* away"):
+        read_newest(store)
+    assert store.complete() == ["step_00000010"]
+
+
+def test_a_record_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    save(store, W1, 10)
+    (tmp_path / "step_00000010" / "record.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(CheckpointError, match=r"record\.json: it is no JSON"):
+        record_in(store, "step_00000010")
+
+
+def test_a_file_that_is_being_put_is_not_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation may be noted in the moment in which the checkpoint becomes complete."""
+    store = LocalStore(tmp_path)
+    save(store, W1, 10)
+    replace = os.replace
+
+    def tidied_before(source: Path, target: Path) -> None:
+        tidy(store, "step_00000010")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", tidied_before)
+    store.put("step_00000010", "metrics.json", "{}")
+    assert "metrics.json" in store.files("step_00000010")
 
 
 def test_the_best_are_kept(store: Store) -> None:

@@ -98,6 +98,11 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     folder = make_folder(config)
     if (folder / CONFIG_FILE).exists() and not resume:
         raise LaunchError(f"{folder} holds a run already: add --resume to continue it, or choose another run.name")
+    if not resume and (newest := newest_record(config, folder)) is not None:
+        raise LaunchError(
+            f"the run {config.run.name} has a checkpoint of step {newest.step}, but no {CONFIG_FILE} in {folder}: add "
+            "--resume to go on from there, or choose another run.name"
+        )
     for request in (STOP_FILE, HAND_OVER_FILE):
         (folder / request).unlink(missing_ok=True)  # of an earlier driver, which was killed
     _check_same_data(config, folder)

@@ -10,16 +10,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dmlscale.config.load import load_config
 from dmlscale.config.schema import Config
+from dmlscale.distributed.world import World
 from dmlscale.launch.errors import LaunchError
 from dmlscale.launch.run import run_folder
 from dmlscale.launch.run.continuation import continues, unfinished_twin
 from dmlscale.launch.run.lease import LEASE_FILE, held, this_process
 from dmlscale.launch.run.run_state import STATE_FILE, newest_step, read_state, state_on_error, write_state
 from dmlscale.launch.run.whole_file import write_whole
+from dmlscale.training import checkpoint
+from dmlscale.training.state import Record
 
 
 def config_of(folder: Path, *overrides: str, name: str = "mine") -> Config:
@@ -216,3 +220,12 @@ def test_the_folder_of_a_checkpoint_that_is_not_in_its_run(tmp_path: Path) -> No
     elsewhere = tmp_path / "far" / "mine" / "step_00000030"
     assert run_folder.folder_of(str(run), elsewhere) == run
     assert run_folder.folder_of("s3://bucket/mine", elsewhere) == elsewhere.parent
+
+
+def test_checkpoints_of_a_folder_that_was_deleted_are_not_taken_unasked(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "runs", f"train.checkpoint_folder={tmp_path / 'kept'}")
+    record = Record(30, {}, 1, config.model_dump(mode="json"), {})
+    checkpoint.save(tmp_path / "kept" / "mine", {"a": torch.zeros(1)}, record, World(), keep=1)
+    with pytest.raises(LaunchError, match=r"the run mine has a checkpoint of step 30, .* add --resume"):
+        run_folder.open_folder(config, resume=False)
+    assert run_folder.open_folder(config, resume=True).is_dir()

@@ -8,7 +8,8 @@
 # make docs         renew the tables of docs/losses.md
 # make study        all losses on the glyphs, three seeds, two runs at a time: an hour and more
 # make benchmark    losses beside pytorch-metric-learning and the bare products; our reader beside webdataset; epoch plans;
-#                   exact evaluation beside a bare faiss search; sums by node on slow links (needs root)
+#                   exact evaluation beside a bare faiss search; sums by node on slow links (needs root); checkpoints
+#                   and tracking beside the same training without
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -52,6 +53,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.epoch_plan
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.node_links
+	$(BIN)/python -m benchmarks.overhead
 
 study: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.study --jobs 2

@@ -63,7 +63,7 @@ class Setting:
     """
 
     rounds: int = 12
-    steps: int = 20
+    steps: int = 50  # two seconds here; the quickstart itself saves each 250
     checkpoints: int = 3
     overrides: tuple[str, ...] = ()
     tracking_uri: str | None = None

@@ -33,7 +33,8 @@ def write_sweep(folder: Path, data: Path, **parts: Any) -> Path:
         folder,
         run={"folder": str(folder / "runs")},
         losses={"name": "triplet"},
-        train={"steps": 20, "log_every": 5, "eval_every": 5, "checkpoint_every": 5},
+        # A trial does some ten steps more while it is being stopped: 40 are left after the last look, at step 40.
+        train={"steps": 80, "log_every": 5, "eval_every": 5, "checkpoint_every": 5},
         resources={"workers": 1, "device": "cpu", "cpus_per_worker": 0.5},
     )
     values = {
@@ -117,7 +118,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_
     assert all("lower the learning rate" in outcomes[name].reason for name in diverged)
     others = [outcome for name, outcome in outcomes.items() if name not in diverged]
     assert {outcome.status for outcome in others} <= {"finished", "stopped"}
-    assert all(outcome.steps < 20 for outcome in others if outcome.status == "stopped")
+    assert all(outcome.steps < 80 for outcome in others if outcome.status == "stopped")
     for outcome in others:
         steps = sorted(curve(outcome.folder))  # a trial goes on for a moment while it is being stopped
         assert steps == list(range(5, steps[-1] + 1, 5)), outcome.trial

@@ -54,12 +54,14 @@ def together(do: Callable[[], Result], world: World) -> Result:
     Raises:
         CheckpointError: it raised one, or an OSError, on some rank: that of the lowest such rank, on all ranks.
     """
-    result, failure = None, ""
+    results: list[Result] = []
+    failure = ""
     try:
-        result = do()
+        results.append(do())
     except (CheckpointError, OSError) as error:
         failure = str(error) or type(error).__name__
     for said in gather_texts(failure, world):
         if said:
             raise CheckpointError(said)
-    return result  # type: ignore[return-value]  # it has failed nowhere, so it is there
+    (result,) = results  # it has failed nowhere
+    return result

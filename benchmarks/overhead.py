@@ -86,6 +86,8 @@ def measure(
                     if number:
                         seconds[name].append(taken)
                 say(f"round {number} of {setting.rounds}")
+            for side in sides.values():
+                side.settle()
         finally:
             for side in sides.values():
                 side.end()

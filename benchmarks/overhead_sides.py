@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from dmlscale.tracking.spools import num_undelivered
+
 NEVER = 10**6
 DATABASE = "mlflow.db"
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -88,6 +90,7 @@ class Turns:
     """
 
     def __init__(self, name: str, setting: Setting, folder: Path) -> None:
+        self._folder = folder
         uri = [] if setting.tracking_uri is None else ["--tracking-uri", setting.tracking_uri]
         own = [
             "--side",
@@ -116,6 +119,14 @@ class Turns:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self._hold()
+
+    def settle(self, most_s: float = 60.0) -> None:
+        """Lets it send what it has recorded, while it waits for its next turn; for so many seconds at most."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        until = time.monotonic() + most_s
+        while num_undelivered(self._folder / "run") and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
         """Kills it."""

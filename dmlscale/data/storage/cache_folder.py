@@ -88,8 +88,7 @@ class CacheFolder:
             How many bytes the cache has above ``max_bytes`` now; None if there was no room and nothing was reserved.
         """
         with locked(self.path / ".lock"):
-            lock.write_text("")  # where a process died, its reservation is still there
-            excess = self._make_room(num_bytes)
+            excess = self._make_room(num_bytes, lock)
             if excess and not at_any_price:
                 return None
             lock.write_text(str(num_bytes))
@@ -103,8 +102,8 @@ class CacheFolder:
             entries, pending = self._scan()
         return sum(entry.size for entry in entries) + pending
 
-    def _make_room(self, num_bytes: int) -> int:
-        entries, pending = self._scan()
+    def _make_room(self, num_bytes: int, own_lock: Path) -> int:
+        entries, pending = self._scan(own_lock)
         excess = sum(entry.size for entry in entries) + pending + num_bytes - self.max_bytes
         for entry in sorted(entries):
             if excess <= 0:
@@ -113,8 +112,8 @@ class CacheFolder:
                 excess -= entry.size
         return max(0, excess)
 
-    def _scan(self) -> tuple[list[_Entry], int]:
-        """The copies that may be removed, and the bytes of those that somebody is downloading."""
+    def _scan(self, own_lock: Path | None = None) -> tuple[list[_Entry], int]:
+        """The copies that may be removed, and the bytes of those that somebody else is downloading."""
         entries, pending = [], 0
         for note in self.path.glob("*.txt"):
             folder = note.with_suffix("")
@@ -124,7 +123,7 @@ class CacheFolder:
             for path in (folder / name for name in names):
                 with suppress(FileNotFoundError):  # done or removed meanwhile
                     if path.name.endswith(_LOCK):
-                        pending += _pending_bytes(path)
+                        pending += _pending_bytes(path) if path != own_lock else 0
                     elif not path.name.startswith(".") and lock_path(path).name not in names:
                         status = path.stat()
                         entries.append(_Entry(status.st_mtime_ns, status.st_size, path))
@@ -139,8 +138,11 @@ def _pending_bytes(lock: Path) -> int:
             part_path(file).unlink(missing_ok=True)
         else:
             with suppress(FileNotFoundError):
-                return int(lock.read_text() or 0)  # empty: nothing is reserved yet
-    return file.stat().st_size  # nobody is at it: it came between two looks, or is not there
+                if reserved := lock.read_text():
+                    return int(reserved)
+    # Nobody is at it: it came between two looks, or is not there. Or whoever waited for it has just got the lock, has
+    # reserved nothing, and will find what the one before has left.
+    return file.stat().st_size
 
 
 def lock_path(file: Path) -> Path:

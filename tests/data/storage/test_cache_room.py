@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dmlscale.data.errors import DataError
 from dmlscale.data.storage import cache_folder
 from dmlscale.data.storage.cache import ShardCache
+from dmlscale.data.storage.locks import sole_owner
 from dmlscale.data.storage.storage import Storage
 from tests.data.far_shards import QUICK, SIZE, content, copies, leftovers, output, start
 from tests.data.servers import HttpServer
@@ -53,6 +54,18 @@ def test_a_download_that_ends_while_it_is_counted(
     monkeypatch.setattr(cache_folder, "sole_owner", gone_at_once)
     assert cache.used_bytes() == SIZE
     assert not lock.exists()
+
+
+def test_a_file_counts_while_one_who_waited_for_it_has_its_lock(storage: Storage, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 2 * SIZE, QUICK)
+    for number in (0, 1):
+        cache.fetch(storage, f"{number}.tar", SIZE)
+    waited_for = next((tmp_path / "cache").glob("*/1.tar"))
+    with sole_owner(cache_folder.lock_path(waited_for), wait=True):  # it will look, and find the file
+        assert cache.used_bytes() == 2 * SIZE
+        cache.fetch(storage, "2.tar", SIZE)
+        assert copies(tmp_path / "cache") == {"1.tar", "2.tar"}
+        assert cache.used_bytes() == 2 * SIZE
 
 
 def test_the_least_recently_used_file_goes(storage: Storage, tmp_path: Path) -> None:

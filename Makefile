@@ -3,6 +3,7 @@
 # make han          fetch Debian fonts, draw 23,000 Han characters, train on 21,000 of them
 # make tune         12 trials over losses and learning rates on the glyphs, then a comparison on the test split
 # make test         install what tests need, run the fast tests
+# make test-gpu     the tests that need a CUDA device
 # make check        lint, types, import contracts, spelling
 # make test-slow    the longer tests
 # make docs         renew the tables of docs/losses.md
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 # Workers and test ranks set their own number of threads; more than one per rank only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart han tune test test-slow check format benchmark study docs clean
+.PHONY: install quickstart han tune test test-slow test-gpu check format benchmark study docs clean
 
 install: $(VENV)/.run
 
@@ -35,6 +36,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Size:
         reference: name of the counterpart in `references`; None where there is none.
         classes: C of a class loss; None for samples x samples.
         dim: d.
+        device: where it is computed, "cpu" or "cuda".
     """
 
     loss: str
@@ -37,6 +38,7 @@ class Size:
     reference: str | None = None
     classes: int | None = None
     dim: int = 128
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"B={self.batch:,}" + (f" C={self.classes:,}" if self.classes else "")
@@ -60,7 +62,7 @@ def _inputs(size: Size) -> tuple[Tensor, Tensor]:
         y = y[torch.randperm(size.batch, generator=generator)]
     else:
         y = torch.randint(0, size.classes, (size.batch,), generator=generator)
-    return x, y
+    return x.to(size.device), y.to(size.device)
 
 
 def _step(loss: Callable[[Tensor, Tensor], Tensor], module: nn.Module, size: Size) -> Step:
@@ -80,7 +82,8 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], module: nn.Module, size: Siz
 
 
 def _our_loss(size: Size) -> dmlscale.GlobalLoss:
-    return dmlscale.GlobalLoss(size.loss, num_classes=size.classes, embedding_dim=size.dim, **size.options)
+    loss = dmlscale.GlobalLoss(size.loss, num_classes=size.classes, embedding_dim=size.dim, **size.options)
+    return loss.to(size.device)
 
 
 def ours(size: Size) -> Step:
@@ -98,7 +101,8 @@ def reference(size: Size) -> Step:
     if weights is not None:
         bank = _our_loss(size).bank
         assert bank is not None
-        start_alike(module, weights, bank.weight.detach().flatten(0, 1))
+        start_alike(module, weights, bank.weight.detach().flatten(0, 1).cpu())
+    module.to(size.device)
     return _step(compute, module, size)
 
 
@@ -112,8 +116,8 @@ def floor(size: Size) -> Step:
     """The matrix products that the maths needs and nothing else: one forward, two for the gradients."""
     x, _ = _inputs(size)
     depth = _our_loss(size).loss.rows_per_class
-    columns = x if size.classes is None else torch.randn(size.classes * depth, size.dim)
-    gradient = torch.randn(size.batch, len(columns))
+    columns = x if size.classes is None else torch.randn(size.classes * depth, size.dim, device=size.device)
+    gradient = torch.randn(size.batch, len(columns), device=size.device)
     # Into memory that is there: fresh pages for a matrix of this size would be a fifth of the time.
     similarity, to_rows, to_columns = torch.empty_like(gradient), torch.empty_like(x), torch.empty_like(columns)
 
@@ -121,7 +125,7 @@ def floor(size: Size) -> Step:
         torch.mm(x, columns.T, out=similarity)
         torch.mm(gradient, columns, out=to_rows)
         torch.mm(gradient.T, x, out=to_columns)
-        return 0.0
+        return 0.0 if size.device == "cpu" else float(to_columns[0, 0])  # as the others, waits for the device
 
     return step
 
@@ -147,9 +151,11 @@ def peak_megabytes(side: str, size: Size, limit_gib: float) -> float:
     Raises:
         MemoryError: the step needs more than ``limit_gib``.
     """
-    warm = Size(size.loss, 16, size.options, size.reference, None if size.classes is None else 8, size.dim)
+    warm = replace(size, batch=16, classes=None if size.classes is None else 8)
     SIDES[side](warm)()  # loads kernels and libraries
     step = SIDES[side](size)
+    if size.device == "cuda":
+        return _peak_on_gpu(step)
     limit = int(limit_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -161,6 +167,18 @@ def peak_megabytes(side: str, size: Size, limit_gib: float) -> float:
             raise MemoryError from error
         raise
     return (_status("VmHWM") - before) / 1024
+
+
+def _peak_on_gpu(step: Step) -> float:
+    """Of what torch has allocated; no process of its own is needed."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        step()
+    except torch.OutOfMemoryError as error:
+        raise MemoryError from error
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _status(key: str) -> int:

@@ -2,6 +2,7 @@
 
 Run:  python -m benchmarks.losses             # CPU time of one thread
       python -m benchmarks.losses --threads 2 # wall time
+      python -m benchmarks.losses --device cuda  # wall time; larger sizes; bounds of time are stated only
       python -m benchmarks.losses --only circle,triplet
       python -m benchmarks.losses --markdown benchmarks/losses_DATE_HARDWARE.md
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cells import SIDES, Size, bank_megabytes, clock_for, peak_megabytes, seconds
-from benchmarks.rows import ROWS, Row
+from benchmarks.rows import ROWS, Row, on_gpu
 
 LIMIT_GIB = 12.0
 
@@ -58,22 +59,38 @@ class Result:
 
 
 def measure(row: Row, rounds: int, threads: int) -> Result:
-    """One row, its sides taking turns."""
+    """One row, its sides taking turns; wall time unless it is one thread."""
     clock = clock_for(threads)
     has_reference = row.time.reference is not None
     sides = ["floor", "ours", *(["reference"] if has_reference and row.time_reference else [])]
     steps = {side: SIDES[side](row.time) for side in sides}
-    values = {side: step() for side, step in steps.items()}  # also the warm-up
     times = {side: math.inf for side in sides}
+    values = {}
+    for side in sides:
+        try:
+            values[side] = steps[side]()  # also the warm-up
+        except torch.OutOfMemoryError:
+            if side == "ours":
+                raise
+            del steps[side]
+            torch.cuda.empty_cache()
     for n in range(rounds):
         for side, step in steps.items():
             if side != "reference" or n < 2:  # it takes seconds
                 times[side] = min(times[side], seconds(step, clock))
     del steps
-    memory = {"ours": _memory_in_own_process("ours", row.memory, threads), "reference": math.nan}
+    weighed = _memory_here if row.memory.device == "cuda" else _memory_in_own_process
+    memory = {"ours": weighed("ours", row.memory, threads), "reference": math.nan}
     if has_reference:
-        memory["reference"] = _memory_in_own_process("reference", row.memory, threads)
+        memory["reference"] = weighed("reference", row.memory, threads)
     return Result(row, {"reference": math.nan} | times, memory, values)
+
+
+def _memory_here(side: str, size: Size, threads: int) -> float:
+    try:
+        return peak_megabytes(side, size, math.inf) - bank_megabytes(size)
+    except MemoryError:
+        return math.inf
 
 
 def _memory_in_own_process(side: str, size: Size, threads: int) -> float:
@@ -89,7 +106,7 @@ def _memory_in_own_process(side: str, size: Size, threads: int) -> float:
 def _figure(value: float, *, digits: int = 0) -> str:
     if math.isnan(value):
         return "-"
-    return f"> {LIMIT_GIB:.0f} GiB" if math.isinf(value) else f"{value:,.{digits}f}"
+    return "no memory" if math.isinf(value) else f"{value:,.{digits}f}"
 
 
 HEAD = [
@@ -119,7 +136,7 @@ def line(result: Result) -> str:
         f"{result.of_floor:.2f}x",
         "stated" if math.isinf(row.most_of_floor) else f"{row.most_of_floor:.1f}x",
         _figure(time["reference"] * 1e3),
-        "-" if math.isnan(slower) else f"{slower:,.1f}x",
+        f"{slower:,.1f}x" if math.isfinite(slower) else "-",
         str(row.memory),
         _figure(memory["ours"], digits=1),
         _figure(memory["reference"]),
@@ -132,6 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", help="names of losses, separated by commas")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
@@ -143,17 +161,21 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     unit = "CPU time of one thread" if options.threads == 1 else f"wall time, {options.threads} threads"
+    rows, threads, hardware = ROWS, options.threads, platform.processor() or platform.machine()
+    if options.device == "cuda":
+        rows, threads, unit = [on_gpu(row) for row in ROWS], 0, "wall time"
+        hardware = torch.cuda.get_device_name()
     lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "---:|" * 6 + "---|---:|---:|"]
     print("\n".join(lines), flush=True)
     failures = []
-    for row in ROWS:
+    for row in rows:
         if options.only is None or row.time.loss in options.only.split(","):
-            result = measure(row, options.rounds, options.threads)
+            result = measure(row, options.rounds, threads)
             lines.append(line(result))
             print(lines[-1], flush=True)
             failures += result.failures()
     if options.markdown:
-        head = f"{datetime.date.today()}, {platform.processor() or platform.machine()}, torch {torch.__version__}"
+        head = f"{datetime.date.today()}, {hardware}, torch {torch.__version__}"
         text = "\n".join(
             [f"# Losses: time and memory\n\n{head}; {unit}; reference: pytorch-metric-learning.\n", *lines]
         )

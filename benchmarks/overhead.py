@@ -2,6 +2,7 @@
 
 Run:  python -m benchmarks.overhead            # some ten minutes; wall times mean little beside other load
       python -m benchmarks.overhead --small    # less than a minute; only a trial
+      python -m benchmarks.overhead --device gpu --steps 400 --overrides model.backbone=resnet50 model.options={}
       python -m benchmarks.overhead --markdown benchmarks/overhead_DATE_HARDWARE.md
 
 Each side is a real training of the quickstart's config in a process of its own, as `dmlscale train --local` does it, on
@@ -131,25 +132,35 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--tracking-uri", help="an MLflow server; sqlite if it is missing")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--steps", type=int, help="between two checkpoints")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the config")
     parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoints", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--overrides", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    usual = SMALL if options.small else Setting()
+    setting = replace(
+        usual,
+        rounds=options.rounds or usual.rounds,
+        steps=options.steps or usual.steps,
+        checkpoints=options.checkpoints or usual.checkpoints,
+        overrides=(*usual.overrides, *options.overrides),
+        tracking_uri=options.tracking_uri,
+        device=options.device,
+    )
     if options.side:
-        setting = Setting(0, options.steps, options.checkpoints, tuple(options.overrides), options.tracking_uri)
         run_side(SIDES[options.side], setting, options.folder)
         return 0
-    usual = SMALL if options.small else Setting()
-    setting = replace(usual, rounds=options.rounds or usual.rounds, tracking_uri=options.tracking_uri)
     table, failures = report(measure(setting, say=lambda line: print(line, file=sys.stderr, flush=True)), setting)
     where = "an MLflow server" if setting.tracking_uri else "MLflow in sqlite"
+    gpu = f", {torch.cuda.get_device_name()}" if setting.device == "gpu" else ""
+    config = " ".join([CONFIG.name, *setting.overrides])
     text = "\n\n".join(
         [
             "# What checkpoints and tracking cost a run",
             f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} "
-            f"cores, torch {torch.__version__}; {CONFIG.name} in one process on all cores, {where}, a checkpoint each "
+            f"cores{gpu}, torch {torch.__version__}; {config} in one process on all cores, {where}, a checkpoint each "
             f"{setting.steps} steps, figures each {setting.steps // 2}; median of {setting.rounds} rounds of "
             f"{setting.steps_of_turn} steps; load average at the end {os.getloadavg()[1]:.1f}, own load included",
             table,

@@ -62,6 +62,7 @@ class Setting:
             the beginning of each turn.
         overrides: of the config.
         tracking_uri: a server; None: sqlite in the run's folder.
+        device: "cpu" or "gpu".
     """
 
     rounds: int = 12
@@ -69,6 +70,7 @@ class Setting:
     checkpoints: int = 3
     overrides: tuple[str, ...] = ()
     tracking_uri: str | None = None
+    device: str = "cpu"
 
     @property
     def steps_of_turn(self) -> int:
@@ -101,6 +103,8 @@ class Turns:
             str(setting.checkpoints),
             "--folder",
             str(folder),
+            "--device",
+            setting.device,
             *uri,
         ]
         self._process = subprocess.Popen(
@@ -174,6 +178,7 @@ def run_side(side: Side, setting: Setting, folder: Path) -> None:
     from dmlscale.config.load import load_config
     from dmlscale.distributed.world import World
     from dmlscale.launch import preflight
+    from dmlscale.launch.local import local_device
     from dmlscale.launch.run import run_folder
     from dmlscale.launch.task import Task
     from dmlscale.launch.tracked import start_run
@@ -204,7 +209,7 @@ def run_side(side: Side, setting: Setting, folder: Path) -> None:
         f"train.log_every={first}",
         f"resources.stall_timeout_s={NEVER}",  # a stopped process seems to hang
         "resources.workers=1",
-        "resources.device=cpu",
+        f"resources.device={setting.device}",
         "tracking.registered_model=null",
     ]
     config = run_folder.resolve(load_config(CONFIG, overrides), "overhead")
@@ -215,4 +220,4 @@ def run_side(side: Side, setting: Setting, folder: Path) -> None:
     run_folder.write_config(config, index, opened)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     task = Task("train", config.model_dump(mode="json"), str(opened), None, uri if side.tracks else "", run)
-    InTurns(task, World(), torch.device("cpu")).run()
+    InTurns(task, World(), local_device(config.resources)).run()

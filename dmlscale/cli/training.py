@@ -6,13 +6,16 @@ import argparse
 
 from dmlscale.cli.commands import Commands
 
+# Without it the same command continues a run that is not finished.
+_RESUME = "continue the run of this run.name, if there is one, also with other settings or for more steps"
+
 
 def add_training_commands(commands: Commands) -> None:
     """Adds train, tune and evaluate."""
     train = commands.add_parser("train", help="a config -> a trained model and an MLflow run")
     train.add_argument("config", help="YAML file, e.g. configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=200 losses.margin=0.1")
-    train.add_argument("--resume", action="store_true", help="continue the run of this run.name, if there is one")
+    train.add_argument("--resume", action="store_true", help=_RESUME)
     train.set_defaults(run=_train)
 
     tune = commands.add_parser("tune", help="a search space -> trials, their MLflow runs, and the best config")

@@ -153,7 +153,10 @@ class ResourcesConfig(Section):
     heartbeat_timeout_s: float = Field(default=60.0, gt=0)
     """A worker that has not been heard from for so long is taken for lost: the others end and start again."""
     stall_timeout_s: float = Field(default=600.0, gt=0)
-    """A training step that takes so long is taken for hung; evaluation and the first step may take longer."""
+    """A training step that takes so long is taken for hung; evaluation may take longer."""
+    first_step_timeout_s: float = Field(default=900.0, gt=0)
+    """The same up to the end of the first step, in which weights are fetched and kernels compiled, if it is more than
+    `stall_timeout_s`; what passes over the data (class means, mining) may take longer."""
 
 
 class TrackingConfig(Section):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 # What a rank may be at after so many steps, in the order in which it gets there. "end" and "failed": it is done.
-PHASES = ("start", "save", "evaluation", "report", "data", "mining", "step", "end", "failed")
-# The others may take any time: one rank may draw or compile for long while all others wait for it.
+PHASES = ("start", "class means", "save", "evaluation", "report", "data", "mining", "step", "end", "failed")
+# The others may take any time: one rank may draw for long while all others wait for it.
 TIMED_PHASES = ("data", "step", "save")
+# Until its first step is done a rank fetches, opens and compiles: here a limit of its own holds.
+FIRST_PHASES = ("start", *TIMED_PHASES)
 
 
 class Beat(NamedTuple):
@@ -20,6 +23,7 @@ class Beat(NamedTuple):
         seconds: since it came there, by its own clock.
         timed: whether it may be taken for hung there.
         error: for "failed": first line of what it failed with.
+        is_first: whether it may be taken for hung after the longer time that the start and the first step have.
     """
 
     step: int
@@ -27,6 +31,7 @@ class Beat(NamedTuple):
     seconds: float = 0.0
     timed: bool = False
     error: str = ""
+    is_first: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -62,10 +67,12 @@ class Limits:
     Args:
         heartbeat_timeout_s: without a beat.
         stall_timeout_s: without a change of place.
+        first_step_timeout_s: the same, before the first step of this start is done.
     """
 
     heartbeat_timeout_s: float
     stall_timeout_s: float
+    first_step_timeout_s: float = math.inf
 
     @property
     def period_s(self) -> float:

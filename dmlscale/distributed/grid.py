@@ -17,8 +17,9 @@ from torch import Tensor
 from dmlscale.losses.block import Where
 
 ROWS_ON_CPU, COLUMNS_ON_CPU = 256, 512  # 0.5 MB in fp32: a tile and its companions stay in the L2 cache
-POSITIVE_ROWS = 128
 ROWS_ON_GPU, COLUMNS_ON_GPU = 4096, 8192
+# Of a band whose positives are looked at: the lower, the fewer negatives its zone covers; a GPU wants larger work.
+POSITIVE_ROWS_ON_CPU, POSITIVE_ROWS_ON_GPU = 128, 2048
 
 
 class Cell(NamedTuple):
@@ -82,8 +83,10 @@ class Grid:
                     yield Cell(top, min(top + self.tile_rows, len(self.row_labels)), left, right, mixed)
 
     def _by_band(self, where: Where) -> Iterator[Cell]:
-        # Positives lie near the diagonal: the lower a band, the fewer negatives its zone covers.
-        height = self.tile_rows if where == "negative" else min(self.tile_rows, POSITIVE_ROWS)
+        height = self.tile_rows
+        if where == "positive":  # near the diagonal
+            on_cpu = self.row_labels.device.type == "cpu"
+            height = min(height, POSITIVE_ROWS_ON_CPU if on_cpu else POSITIVE_ROWS_ON_GPU)
         for (start, stop), top in zip(self._zones(height), range(0, len(self.row_labels), height), strict=True):
             bottom = min(top + height, len(self.row_labels))
             zones = [(start, stop, True)]
@@ -113,21 +116,17 @@ class Grid:
         values.masked_fill_(~same, filler)
         if self.own_column is None:
             return values
-        own = self.own_column[cell.top : cell.bottom] - cell.left
-        rows = ((own >= 0) & (own < cell.right - cell.left)).nonzero()[:, 0]
-        values[rows, own[rows]] = filler
-        return values
+        at, inside = _within(self.own_column[cell.top : cell.bottom], cell)
+        return values.scatter_(1, at, values.gather(1, at).masked_fill_(inside, filler))
 
     def _blank_classes(self, values: Tensor, cell: Cell, where: Where, filler: float) -> Tensor:
         """The same for a class block, where a row has one positive: an index is cheaper than a mask."""
-        position = self.class_ranges[0][cell.top : cell.bottom] - cell.left
-        rows = ((position >= 0) & (position < cell.right - cell.left) & self._is_here(cell)).nonzero()[:, 0]
+        at, inside = _within(self.class_ranges[0][cell.top : cell.bottom], cell)
+        inside &= self._is_here(cell)[:, None]
+        found = values.gather(1, at)
         if where == "negative":
-            values[rows, position[rows]] = filler
-            return values
-        kept = values[rows, position[rows]]
-        values.fill_(filler)[rows, position[rows]] = kept
-        return values
+            return values.scatter_(1, at, found.masked_fill_(inside, filler))
+        return values.fill_(filler).scatter_(1, at, found.masked_fill_(~inside, filler))
 
     def _is_here(self, cell: Cell) -> Tensor:
         """Whether the class of each row is among the columns of this rank."""
@@ -141,3 +140,13 @@ class Grid:
             torch.searchsorted(self.column_labels, self.row_labels),
             torch.searchsorted(self.column_labels, self.row_labels, right=True),
         )
+
+
+def _within(columns: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
+    """One column for each row as an index into a cell, and whether it lies there: (r, 1) both.
+
+    What lies outside becomes the cell's edge, to be left as it is: looking for the others would wait for the device.
+    """
+    at = columns[:, None] - cell.left
+    width = cell.right - cell.left
+    return at.clamp(0, width - 1), (at >= 0) & (at < width)

@@ -158,7 +158,8 @@ class _Kept:
 
 def _bands(num_rows: int, num_columns: int, device: torch.device) -> list[tuple[int, int]]:
     # A miner makes several matrices of a band's size.
-    height = max(1, min(512, entries_at_a_time(device) // 4 // max(1, num_columns)))
+    most = 512 if device.type == "cpu" else 4096
+    height = max(1, min(most, entries_at_a_time(device) // 4 // max(1, num_columns)))
     return [(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
 
 

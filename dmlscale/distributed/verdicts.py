@@ -44,6 +44,7 @@ class Judge:
         silence = limits.heartbeat_timeout_s - limits.period_s
         self._silences = [Patience(silence, limits.period_s) for _ in peers]
         self._stall = Patience(limits.stall_timeout_s, limits.period_s)
+        self._first_stall = Patience(limits.first_step_timeout_s, limits.period_s)
         self._counts = [0] * len(peers)
         self._heard_at = [now] * len(peers)
         self._places: dict[int, tuple[int, int]] = {}
@@ -93,9 +94,13 @@ class Judge:
     def _hung(self, beats: Mapping[int, Beat], passed: float) -> Verdict | None:
         here = {rank: beat for rank, beat in sorted(beats.items()) if not beat.is_last}
         places = {rank: beat.place for rank, beat in here.items()}
-        timed = bool(here) and all(beat.timed for beat in here.values()) and len(beats) == len(self._peers)
-        in_vain, self._places = timed and places == self._places, places
-        return self._stalled(here) if self._stall.is_over(passed, in_vain=in_vain) else None
+        in_vain = bool(here) and len(beats) == len(self._peers) and places == self._places
+        self._places = places
+        timed = in_vain and all(beat.timed for beat in here.values())
+        first = in_vain and all(beat.timed or beat.is_first for beat in here.values())
+        # Both look, so that both count.
+        is_over = [self._stall.is_over(passed, in_vain=timed), self._first_stall.is_over(passed, in_vain=first)]
+        return self._stalled(here) if any(is_over) else None
 
     def _stalled(self, here: Mapping[int, Beat]) -> Verdict:
         first = min(beat.place for beat in here.values())

@@ -71,7 +71,7 @@ def train(config_file: str, overrides: list[str], *, local: bool, resume: bool, 
     if result["stopped"]:
         print(
             f"\nstopped at step {result['step']} with everything saved; to go on, the same command with\n"
-            f"    run.name={config.run.name} --resume"
+            f"    run.name={config.run.name}"
         )
         return EXIT_RESUME_ME
     summary.show(result, config)

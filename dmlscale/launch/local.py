@@ -13,22 +13,28 @@ from dmlscale.launch.errors import LaunchError, WorkersFailedError
 from dmlscale.launch.recovery.failures import first_line
 from dmlscale.launch.recovery.out_of_memory import is_on_device, is_out_of_memory, memory_advice
 from dmlscale.launch.task import Task
-from dmlscale.launch.worker import work
+from dmlscale.launch.worker import made_ready
 
 
 def run_local(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
     """Does the task in this process, on all cores it owns, and returns its result.
 
     Raises:
-        WorkersFailedError: there is not enough memory; the message says what would lower the need.
+        WorkersFailedError: there is not enough memory, and the message says what would lower the need; or a training
+            that had begun ended with an error that tells what was wrong, as on a cluster.
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    has_begun = False
     try:
-        return work(task, World(), local_device(resources))
+        job = made_ready(task, World(), local_device(resources))
+        has_begun = task.kind == "train"
+        return job()
     except Exception as error:
-        if not is_out_of_memory(error):
+        advice = []
+        if is_out_of_memory(error):
+            advice = memory_advice(task.settings, on_device=is_on_device(error))
+        elif not (has_begun and type(error).__module__.startswith("dmlscale.")):
             raise
-        advice = memory_advice(task.settings, on_device=is_on_device(error))
         raise WorkersFailedError({0: first_line(error)}, task.folder, advice) from error
 
 

@@ -16,6 +16,7 @@ from dmlscale.launch.cluster import ray_cluster, require, uses_gpu
 from dmlscale.launch.recovery.elastic import fewest_workers, nodes, of_one_worker, room, scaling
 from dmlscale.launch.recovery.failures import kind_of
 from dmlscale.launch.recovery.membership import Membership
+from dmlscale.launch.recovery.start_deaths import answers, dead_workers, failed_start
 from dmlscale.launch.recovery.supervision import AttemptFailedError, Supervisor, tell
 from dmlscale.launch.task import Task
 
@@ -57,7 +58,10 @@ def fit(task: Task, resources: ResourcesConfig, *, callbacks: Sequence[Any] = ()
         with membership:
             return _attempt(task, resources, logs, callbacks, use_gpu=use_gpu)
 
-    return Supervisor(task, resources, attempt, lambda: _lacking(resources, use_gpu=use_gpu)).run()
+    def lacking() -> str | None:
+        return _lacking(resources, use_gpu=use_gpu)
+
+    return Supervisor(task, resources, attempt, lacking, answers=answers).run()
 
 
 def _attempt(
@@ -68,6 +72,7 @@ def _attempt(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    before = dead_workers()
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={
@@ -95,11 +100,9 @@ def _attempt(
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = getattr(error, "controller_failure", error)
         name = type(cause).__name__
-        raise AttemptFailedError(
-            {-1: cause},
-            is_for_room=name == "WorkerGroupStartupTimeoutError",
-            is_for_start=name == "WorkerGroupStartupFailedError",
-        ) from error
+        if name == "WorkerGroupStartupFailedError":
+            raise failed_start(cause, before) from error
+        raise AttemptFailedError({-1: cause}, is_for_room=name == "WorkerGroupStartupTimeoutError") from error
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from dmlscale.data.planning.mined_plan import NeighborTable
 from dmlscale.distributed.world import World
 from dmlscale.distributed.wrap import average_buffers
 from dmlscale.launch import build
-from dmlscale.launch.evaluation.bank_sample import gather_banks, trained_labels
 from dmlscale.launch.evaluation.evaluate_checkpoint import evaluate_checkpoint
-from dmlscale.launch.evaluation.evaluator import Evaluator, FinalEvaluation
-from dmlscale.launch.evaluation.report import draw_report
+from dmlscale.launch.evaluation.of_run import Report, RunEvaluations
 from dmlscale.launch.mining import Miner
 from dmlscale.launch.ranks import OverRanks
 from dmlscale.launch.recovery.attempt import begin_attempt
@@ -34,14 +32,10 @@ from dmlscale.launch.run.skipped_samples import SkippedCount
 from dmlscale.launch.run.skipped_steps import SkippedSteps
 from dmlscale.launch.task import HANDS_OVER, Task
 from dmlscale.models.embedder import Embedder
-from dmlscale.training import checkpoint
 from dmlscale.training.loop import Hooks, run_loop
-from dmlscale.training.pace import SlowRanks
+from dmlscale.training.slow_ranks import SlowRanks
 from dmlscale.training.state import Record, tensors
 from dmlscale.training.step import Trainee
-
-Report = Callable[[Mapping[str, float]], None]
-"""Takes the figures of an evaluation; called on all ranks at the same step. It may end the process."""
 
 
 def work(
@@ -51,10 +45,22 @@ def work(
 
     A process that waits for one that is lost, or hangs, is ended where it is ``restartable`` by whoever started it.
     """
+    return made_ready(task, world, device, report=report, restartable=restartable)()
+
+
+def made_ready(
+    task: Task, world: World, device: torch.device, *, report: Report | None = None, restartable: bool = False
+) -> Callable[[], dict[str, Any]]:
+    """Does the task when it is called; see `work`. An error on the way to it is one before any step of a training."""
     if task.kind == "train":
-        return Training(task, world, device, report, restartable=restartable).run()
+        return Training(task, world, device, report, restartable=restartable).run
+    return lambda: _evaluated(task, world, device, restartable=restartable)
+
+
+def _evaluated(task: Task, world: World, device: torch.device, *, restartable: bool) -> dict[str, Any]:
     limits = watch_limits(task.settings.resources)
-    with Watch(None, world, device, limits, restartable=restartable, tell=print):
+    with Watch(None, world, device, limits, restartable=restartable, tell=print) as watch:
+        watch.at(0, "evaluation")
         return evaluate_checkpoint(task, world, device)
 
 
@@ -78,24 +84,37 @@ class Training:
         *,
         restartable: bool = False,
     ) -> None:
-        self._task, self._world, self._device, self._report = task, world, device, report
+        self._task, self._world, self._device = task, world, device
         self._attempt = begin_attempt(task.attempts, world, device)
         self._progress = progress = Progress(task.progress, self._attempt, speaks=world.rank == 0)
         self._say = progress.say
         self._config = task.settings
         limits = watch_limits(self._config.resources)
         self._watch = Watch(self._attempt, world, device, limits, restartable=restartable, tell=progress.fault)
-        self._split = self._config.data.eval_split
         self._index = build.open_index(self._config)
         check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
         self._embedder: Embedder = build.build_embedder(self._config)
         objective = build.build_objective(self._config, self._index.num_classes, world).to(device)
         self._trainee: Trainee = build.build_trainee(self._config, self._embedder, objective, world, device)
         self._evaluated = build.evaluated(self._config, self._embedder, world, device)
-        self._evaluator = Evaluator(self._config, self._index, world, device)
-        self._tracker = open_tracker(task, world, self._say)
+        self._tracker = open_tracker(task, self._attempt, world, self._say)
         self._saver = RunSaver(task, world, self._attempt, say=self._say, tracker=self._tracker)
         self._cost_before, self._since = 0.0, time.monotonic()
+        self._evaluations = RunEvaluations(
+            task,
+            self._index,
+            self._embedder,
+            self._evaluated,
+            objective,
+            world,
+            device,
+            progress=progress,
+            tracker=self._tracker,
+            saver=self._saver,
+            watch=self._watch,
+            cost=self._cost,
+            report=report,
+        )
         self._miner = Miner(
             task,
             self._index,
@@ -136,12 +155,10 @@ class Training:
 
     def _train(self) -> dict[str, Any]:
         start = self._resume()
-        if self._was_not_evaluated(start):
-            self._watch.at(start, "evaluation")
-            self._evaluate(start)
+        self._evaluations.make_up_for(start)
         hooks = Hooks(
             self._log,
-            self._evaluate,
+            self._evaluations.evaluate,
             self._save,
             self._task.is_stop_asked,
             save_due=self._saver.is_due,
@@ -157,50 +174,20 @@ class Training:
         result["skipped"] = self._skipped.by_kind()
         return result if end.was_stopped else result | self._finish(end.step)
 
-    def _was_not_evaluated(self, start: int) -> bool:
-        """Whether the run ended between a checkpoint and the evaluation of the same step."""
-        train = self._config.train
-        if not start or not train.eval_every or start % train.eval_every or start >= train.steps:
-            return False
-        missing = self._world.rank == 0 and not self._progress.has_evaluation(start)
-        return bool(self._ranks.from_rank_0(torch.tensor([missing], dtype=torch.int64)))
-
     def _mine(self, round_number: int, *, is_new: bool) -> NeighborTable:
         with self._watch.during("mining"):
             return self._miner(round_number, is_new=is_new)
 
     def _finish(self, step: int) -> dict[str, Any]:
-        self._watch.at(step, "evaluation")
-        average_buffers(self._embedder, self._world)
-        everything = self._config.evaluation.report
-        final = self._evaluator.finish(self._evaluated, everything=everything)
-        self._tell(step, final.measured.metrics)
-        self._tracker.log_metrics(final.logged(self._split), step)
-        result = final.result()
-        if everything:
-            result["left_out"] |= self._draw(step, final)
-            result["report"] = str(self._task.own_report)
-        return result | {"checkpoint": self._saver.newest, "best": self._saver.best()}
-
-    def _draw(self, step: int, final: FinalEvaluation) -> dict[str, str]:
-        """Writes the report; returns what could not be drawn, and why."""
-        trained = trained_labels(self._config, self._index)
-        banks = gather_banks(self._trainee.objective, trained, self._ranks, seed=self._config.run.seed)
-        folder = self._task.own_report
-        written = draw_report(self._evaluator, final, banks, folder, self._config, self._index, self._world, step=step)
-        for file in written.files:
-            self._tracker.log_artifact(file, "figures" if file.suffix == ".png" else "")
-        return written.left_out
+        return self._evaluations.finish(step)
 
     def _resume(self) -> int:
-        with self._saver.newest_checkpoint() as newest:
-            record = None if newest is None else checkpoint.read_record(newest)
-            if newest is not None:
-                checkpoint.load(newest, self._tensors(), self._world, is_verified=True)
+        record = self._saver.restore(self._tensors())
         self._saver.check_place(self._tensors())
         if record is None:
             if self._config.train.bank_start == "class_means" and self._trainee.objective.banks():
                 self._say(message="one pass over the training split: class banks start at class means")
+                self._watch.at(0, "class means")
                 self._trainee.objective.start_at_class_means(self._train_embeddings())
             return 0
         self._stream.load_state_dict(record.position)
@@ -234,22 +221,6 @@ class Training:
                 batch=f"{zlib.crc32(ids.tobytes()):08x}",
             )
             self._tracker.log_metrics(metrics, step)
-
-    def _evaluate(self, step: int) -> None:
-        average_buffers(self._embedder, self._world)
-        self._tell(step, self._evaluator.model(self._evaluated)[0])
-
-    def _tell(self, step: int, metrics: dict[str, float]) -> None:
-        # Counts do not change from step to step: they would only be flat charts.
-        named = {f"eval/{self._split}/{k}": v for k, v in metrics.items() if not k.startswith("num_")}
-        self._tracker.log_metrics(named, step)
-        self._say(step=step, steps=self._config.train.steps, evaluation=metrics, cost_s=self._cost())
-        if metrics["num_skipped"]:
-            self._say(message=f"{metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped")
-        self._saver.evaluated(step, metrics)
-        if self._report is not None:
-            self._watch.at(step, "report")
-            self._report(metrics | {"step": step, "cost_s": self._cost()})
 
     def _cost(self) -> float:
         """Seconds of all workers that the run has taken so far, those before a resume included."""

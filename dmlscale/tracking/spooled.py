@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dmlscale.redaction import shown
+from dmlscale.tracking.node_load import NodeLoads, named_system
 from dmlscale.tracking.run_file import known_run
 from dmlscale.tracking.sender import Deliver, Say, Sender, log_it
 from dmlscale.tracking.spool import Fields
@@ -43,6 +44,7 @@ class SpooledTracker:
         deliver: sends records.
         spools: of the run, taken over; what earlier processes left in them is sent first.
         system_interval_s: seconds between system metrics; None for none.
+        loads: of the other machines of the run, recorded with this one's; None where there are none.
         drain_timeout_s: how long `finish` waits for the receiver.
         say: who is told what goes wrong with tracking.
     """
@@ -53,6 +55,7 @@ class SpooledTracker:
         spools: Spools,
         *,
         system_interval_s: float | None = 5.0,
+        loads: NodeLoads | None = None,
         drain_timeout_s: float = 30.0,
         say: Say = log_it,
     ) -> None:
@@ -60,6 +63,7 @@ class SpooledTracker:
         self._files = spools.own.path.with_name(spools.own.path.name + ".files")
         self._drain_timeout_s = drain_timeout_s
         self._say = say
+        self._loads = loads
         self._is_waiting = False
         self._left: int | None = None
         self._sender = Sender(spools, deliver, say=say)
@@ -154,7 +158,8 @@ class SpooledTracker:
             )
 
     def _log_system(self, metrics: Mapping[str, float]) -> None:
-        self._write_metrics({f"system/{name}": value for name, value in metrics.items()}, None)
+        named = named_system(metrics) if self._loads is None else self._loads.named(metrics)
+        self._write_metrics(named, None)
 
     def _write_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         values = {clean_name(name): float(value) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""How fast the run is, and which rank holds the others up.
+"""How fast the run is, and how long each rank takes by itself.
 
 In a step all ranks wait for the slowest, so its own time is what each does by itself: wait for its batch and embed it.
 From then on ranks wait for each other, and a clock tells nothing. On a GPU events are put into its queue and read when
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,6 @@ from torch import Tensor
 
 from dmlscale.distributed import collectives
 from dmlscale.distributed.world import World
-
-SLOW = 1.5  # times the others' own time
-LEAST_S = 0.01  # a step; less is not worth a word
-IN_A_ROW = 2  # readings
-SILENT_S = 300.0  # between two words about the same rank
 
 
 @dataclass(frozen=True)
@@ -33,11 +27,13 @@ class Pace:
         data_s: mean seconds a step that it waited for its batch.
         own_s: mean seconds a step before it waited for others: ``data_s`` and the forward pass.
         samples: mean number of its samples a step.
+        steps: since the last reading, the same on all ranks.
     """
 
     data_s: float
     own_s: float
     samples: float
+    steps: int
 
 
 class Stopwatch:
@@ -102,7 +98,7 @@ class Stopwatch:
         mine = [self._data_s / steps, (self._data_s + forward_s) / steps, self._samples / steps]
         local = torch.tensor([mine], dtype=torch.float64, device=collectives.collective_device(world))
         table: Tensor = collectives.gather_rows(local, [1] * world.num_ranks, world)
-        paces = [Pace(*row) for row in table.tolist()]
+        paces = [Pace(data_s, own_s, samples, self._steps) for data_s, own_s, samples in table.tolist()]
         self.restart()
         return figures | imbalance(paces), paces
 
@@ -115,7 +111,7 @@ def imbalance(paces: Sequence[Pace]) -> dict[str, float]:
     """
     if len(paces) < 2:
         return {}
-    even = [s for s in _for_equal_batches(paces) if s is not None]
+    even = [s for s in for_equal_batches(paces) if s is not None]
     median = statistics.median(even) if even else 0.0
     return {
         "throughput/slowest_rank_s": max(pace.own_s for pace in paces),
@@ -123,83 +119,10 @@ def imbalance(paces: Sequence[Pace]) -> dict[str, float]:
     }
 
 
-class SlowRanks:
-    """Says when a rank becomes slow, and when it no longer is.
-
-    Slow is a rank whose own time is more than `SLOW` times that of the others (the median of them, the lower one of
-    two), and `LEAST_S` above it, in `IN_A_ROW` readings; both as it is, which is what others wait for, and for as many
-    samples, so that a rank that was given more of the batch is not blamed.
-
-    Args:
-        hosts: name of each rank's.
-        fault: takes a line about a rank that is slow.
-        message: takes a line about one that no longer is.
-        clock: seconds.
-    """
-
-    def __init__(
-        self,
-        hosts: Sequence[str],
-        *,
-        fault: Callable[[str], None],
-        message: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._hosts, self._fault, self._message, self._clock = hosts, fault, message, clock
-        self._in_a_row = [0] * len(hosts)  # readings that contradict what was said last
-        self._said = [False] * len(hosts)
-        self._silent_until = [float("-inf")] * len(hosts)
-
-    def look(self, paces: Sequence[Pace]) -> None:
-        """Takes each rank's pace since the last look."""
-        equal = _for_equal_batches(paces)
-        others = _Others([pace.own_s if pace.samples else None for pace in paces])
-        others_for_equal = _Others(equal)
-        for rank, (pace, for_equal) in enumerate(zip(paces, equal, strict=True)):
-            if for_equal is None:
-                continue
-            usual_s = others.median(pace.own_s)
-            is_slow = _is_slow(pace.own_s, usual_s) and _is_slow(for_equal, others_for_equal.median(for_equal))
-            self._in_a_row[rank] = self._in_a_row[rank] + 1 if is_slow != self._said[rank] else 0
-            if self._in_a_row[rank] < IN_A_ROW or (is_slow and self._clock() < self._silent_until[rank]):
-                continue
-            self._said[rank], self._in_a_row[rank] = is_slow, 0
-            self._say(rank, pace, usual_s or 0.0)
-
-    def _say(self, rank: int, pace: Pace, others_s: float) -> None:
-        who = f"rank {rank} ({self._hosts[rank]})"
-        if not self._said[rank]:
-            self._message(f"{who} is no longer slow: {pace.own_s:.2g} s a step, the others {others_s:.2g} s")
-            return
-        self._silent_until[rank] = self._clock() + SILENT_S
-        self._fault(
-            f"{who} is slow: {pace.own_s:.2g} s a step before it meets the others, which take {others_s:.2g} s "
-            f"({pace.data_s:.2g} s of it waiting for data); all wait for it"
-        )
-
-
-def _is_slow(own_s: float, others_s: float | None) -> bool:
-    return others_s is not None and own_s > SLOW * others_s and own_s - others_s > LEAST_S
-
-
-def _for_equal_batches(paces: Sequence[Pace]) -> list[float | None]:
+def for_equal_batches(paces: Sequence[Pace]) -> list[float | None]:
     """Own time a step of each rank if all had as many samples; None of a rank that had none."""
     mean = statistics.fmean(pace.samples for pace in paces)
     return [pace.own_s * mean / pace.samples if pace.samples else None for pace in paces]
-
-
-class _Others:
-    """The median of all numbers but one; the lower one of two."""
-
-    def __init__(self, numbers: Sequence[float | None]) -> None:
-        self._sorted = sorted(number for number in numbers if number is not None)
-
-    def median(self, but: float) -> float | None:
-        """None if there are no others."""
-        middle = (len(self._sorted) - 2) // 2  # of the others
-        if middle < 0:
-            return None
-        return self._sorted[middle + (bisect_left(self._sorted, but) <= middle)]
 
 
 def _event() -> torch.cuda.Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -37,8 +38,9 @@ class GlooPool:
 
     def run(self, num_ranks: int, function: Task, *args: Any) -> list[Any]:
         """Results in rank order; the first rank's error is raised with its traceback."""
+        task = pickle.dumps((num_ranks, function, args))  # plain: torch's own way shares each tensor by a file
         for pipe in self._pipes[:num_ranks]:
-            pipe.send((num_ranks, function, args))
+            pipe.send_bytes(task)
         answers = [self._answer(rank) for rank in range(num_ranks)]
         for rank, (_, error) in enumerate(answers):
             if error is not None:
@@ -50,12 +52,12 @@ class GlooPool:
         ready = wait([self._pipes[rank], self._processes[rank].sentinel], timeout=120)
         if self._pipes[rank] not in ready:
             raise RuntimeError(f"rank {rank} of the pool died or gave no answer in 120 s")
-        answer: tuple[Any, str | None] = self._pipes[rank].recv()
+        answer: tuple[Any, str | None] = pickle.loads(self._pipes[rank].recv_bytes())
         return answer
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            pipe.send_bytes(pickle.dumps(None))
         for process in self._processes:
             process.join(10)
         self._folder.cleanup()
@@ -67,11 +69,12 @@ def _serve(rank: int, folder: str, pipe: Connection) -> None:
     store = Path(folder) / "rendezvous"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=MOST_RANKS)
     groups: dict[int, Any] = {n: dist.new_group(list(range(n))) for n in range(1, MOST_RANKS + 1)}
-    while (message := pipe.recv()) is not None:
+    while (message := pickle.loads(pipe.recv_bytes())) is not None:
         num_ranks, function, args = message
         try:
             world = World(rank, num_ranks, groups[num_ranks])
-            pipe.send((function(world, *args), None))
+            answer = pickle.dumps((function(world, *args), None))
         except Exception:
-            pipe.send((None, traceback.format_exc()))
+            answer = pickle.dumps((None, traceback.format_exc()))
+        pipe.send_bytes(answer)
     dist.destroy_process_group()

@@ -7,6 +7,7 @@ import pytest
 from dmlscale.data.packing.pack import ensure_packed
 from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
+from dmlscale.launch.run import lease
 from tests.integration.runs import write_config
 
 
@@ -16,6 +17,12 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "glyphs"
     ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder, PackOptions(num_processes=1))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_driver_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits half a second for another driver that came at the same time; here, in this process, there is none."""
+    monkeypatch.setattr(lease, "_LOOK_EVERY_S", 0.01)
 
 
 @pytest.fixture

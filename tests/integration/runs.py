@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,27 @@ from dmlscale.launch.worker import work
 CPU = torch.device("cpu")
 
 
+@cache
+def _empty_store() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
+    """MLflow takes a second to make one, at each run of a test; the second value keeps the folder."""
+    from mlflow.tracking import MlflowClient  # here, since ranks import this file and need no MLflow
+
+    folder = tempfile.TemporaryDirectory(prefix="store-")
+    file = Path(folder.name) / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file, folder
+
+
+def new_store(folder: Path) -> str:
+    """Puts a database for MLflow, in which there is nothing yet, into a folder; returns its address."""
+    file = folder / "mlflow.db"
+    if not file.exists():
+        shutil.copyfile(_empty_store()[0], file)
+    return f"sqlite:///{file}"
+
+
 def write_config(path: Path, data: Path, folder: Path, **sections: Any) -> Path:
-    """Writes a small config; ``sections`` replace its own."""
+    """Writes a small config, with an empty tracking store; ``sections`` replace its own."""
     values: dict[str, Any] = {
         "run": {"folder": str(folder / "runs"), "name": "small"},
         "data": {
@@ -41,8 +63,9 @@ def write_config(path: Path, data: Path, folder: Path, **sections: Any) -> Path:
         "train": {"steps": 20, "log_every": 1, "checkpoint_every": 8, "bank_start": "class_means"},
         "evaluation": {"batch_size": 64, "gallery_queries": 3, "report": False},  # which takes seconds
         "resources": {"workers": 1, "device": "cpu"},
-        "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "experiment": "tests"},
     }
+    if "tracking" not in sections:
+        values["tracking"] = {"uri": new_store(folder), "experiment": "tests"}
     path.write_text(yaml.safe_dump(values | sections))
     return path
 

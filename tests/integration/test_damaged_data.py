@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -151,6 +152,20 @@ def test_offline_mining_needs_every_sample(gloo_pool: GlooPool, copy: Path, tmp_
     )
     with pytest.raises(Exception, match="offline mining needs all of them"):
         gloo_pool.run(1, work_on_rank, task)
+
+
+def test_an_error_in_the_middle_of_a_training_is_a_failure(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 is for what is refused before any work; as on a cluster, this is 1."""
+    flip_bytes(copy)
+    config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
+    quick = ("train.steps=40", "train.bank_start=random", "data.max_skipped=0", "run.name=broken")
+    assert main(["train", str(config), "--local", *quick]) == 1
+    said = capsys.readouterr().err
+    assert "error: rank 0: " in said
+    assert "pack the dataset again" in said
+    assert json.loads((tmp_path / "runs" / "broken" / "state.json").read_text())["name"] == "failed"
 
 
 def test_a_run_is_not_continued_on_another_dataset(

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dmlscale.cli import main
 from dmlscale.launch.recovery.attempt import last_attempt
 from dmlscale.training.checkpoint import latest
 from tests.distributed.pool import GlooPool
@@ -77,10 +78,8 @@ def test_what_an_earlier_driver_asked_for_is_void(config_file: Path, tmp_path: P
     folder.mkdir(parents=True)
     for request in ("stop-requested", "hand-over-requested"):
         (folder / request).touch()
-    command = [sys.executable, "-m", "dmlscale.cli", "train", str(config_file), "--local", "run.name=again"]
-    command += ["train.steps=12", "evaluation.raw_pixels=false", "train.bank_start=random"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout
+    quick = ["train.steps=12", "evaluation.raw_pixels=false", "train.bank_start=random"]
+    assert main(["train", str(config_file), "--local", "run.name=again", *quick]) == 0
     assert max(curve(folder)) == 12
 
 

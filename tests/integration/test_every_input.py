@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from dmlscale.cli import main
+from tests.integration.runs import new_store
 
 SMALL_NET = {"backbone": "resnet10t", "embedding_dim": 8, "options": {"channels": [8, 8, 16, 16], "stem_width": 8}}
 CLASSES, SAMPLES = 6, 6  # of each split
@@ -92,7 +93,7 @@ def test_from_files_to_figures(write: Any, tmp_path: Path) -> None:
         "train": {"steps": 6, "log_every": 1},
         "evaluation": {"gallery_queries": 2},
         "resources": {"device": "cpu"},
-        "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+        "tracking": {"uri": new_store(tmp_path)},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     figures = tmp_path / "figures.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,17 +85,13 @@ def config_file(tmp_path: Path, patterns: Path) -> Path:
     return write_config(tmp_path / "patterns.yaml", patterns, tmp_path)
 
 
-def run(*arguments: str | Path) -> str:
-    command = [sys.executable, "-m", "dmlscale.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_train_and_evaluate(config_file: Path, patterns: Path, tmp_path: Path) -> None:
+def test_train_and_evaluate(
+    capsys: pytest.CaptureFixture[str], config_file: Path, patterns: Path, tmp_path: Path
+) -> None:
     figures, again = tmp_path / "figures.json", tmp_path / "again.json"
-    said = run("train", config_file, *SPLITS, "train.steps=5", REPORT, "--local", "--json", figures)
-    assert "query split of patterns" in said
+    command = ["train", str(config_file), *SPLITS, "train.steps=5", REPORT, "--local", "--json", str(figures)]
+    assert main(command) == 0
+    assert "query split of patterns" in capsys.readouterr().out
     result = json.loads(figures.read_text())
     metrics = result["metrics"]
     assert {"recall_at_1", "recall_at_8", "precision_at_1", "r_precision", "map_at_r", "nmi"} <= set(metrics)

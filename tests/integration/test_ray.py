@@ -54,5 +54,5 @@ def test_a_signal_to_the_command_saves_the_run(config_file: Path, tmp_path: Path
     process.send_signal(number)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75, output
-    assert "run.name=stopped --resume" in output
+    assert "to go on, the same command with\n    run.name=stopped\n" in output
     assert len(list(folder.glob("checkpoints/step_*"))) == 1

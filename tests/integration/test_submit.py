@@ -67,6 +67,12 @@ class Site:
                 found.setdefault(run, {})[key] = value
         return list(found.values())
 
+    def measured_machines(self) -> set[str]:
+        """Those with a load in MLflow; of runs on several."""
+        with sqlite3.connect(self.shared / "mlflow.db") as store:
+            names = store.execute("select distinct key from metrics where key like 'system/%/cpu_%'")
+            return {name.split("/")[1] for (name,) in names}
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -101,7 +107,8 @@ def test_what_cannot_work_is_refused(site: Site) -> None:
 
 def test_the_quickstart_trains_on_three_hosts_with_the_curve_of_one_machine(site: Site, gloo_pool: GlooPool) -> None:
     log = site.shared.parent / "train.log"
-    words = (*SMALL, "run.name=three", "resources.workers=3", "--json", str(site.shared / "three.json"))
+    often = "tracking.system_metrics_every_s=0.2"
+    words = (*SMALL, "run.name=three", "resources.workers=3", often, "--json", str(site.shared / "three.json"))
     process = site.cluster.start("n1", site.submit_words("train", "quickstart.yaml", *words), log=log)
     while process.poll() is None and "looked at 3 node(s)" not in log.read_text():
         time.sleep(0.2)
@@ -115,6 +122,7 @@ def test_the_quickstart_trains_on_three_hosts_with_the_curve_of_one_machine(site
     job = record["job"]
     assert record["exit_code"] == 0
     assert [tags["cluster.ray_job"] for tags in site.tags() if tags["mlflow.runName"] == "three"] == [job]
+    assert site.measured_machines() == {"n0", "n1", "n2"}
     row = site.jobs()[job]
     assert (row["status"], row["command"], row["name"]) == ("SUCCEEDED", "train quickstart.yaml", "three")
 
@@ -124,6 +132,17 @@ def test_the_quickstart_trains_on_three_hosts_with_the_curve_of_one_machine(site
     there, here = curve(site.shared / "runs/three"), curve(task.folder)
     assert set(there) == set(here) == set(range(1, 21))
     assert all(abs(there[step] - here[step]) < 1e-4 for step in here)
+
+
+def test_machines_tell_what_their_kernels_have_killed(site: Site) -> None:
+    asked = (
+        "import json, ray\n"
+        "from dmlscale.launch.recovery.asked_nodes import ask_memory_kills\n"
+        "ray.init(address='auto', logging_level='ERROR')\n"
+        "print(json.dumps(ask_memory_kills(['n0', 'n1', 'n2', 'away'])))\n"
+    )
+    done = site.run([sys.executable, "-c", asked])
+    assert json.loads(done.stdout.splitlines()[-1]).keys() == {"n0", "n1", "n2"}, done.stderr
 
 
 def test_a_sweep_runs_two_trials_at_a_time(site: Site) -> None:

@@ -30,7 +30,7 @@ def test_the_place_of_a_training_is_told_and_only_grows(config_file: Path, monke
     places = [beat.place for beat in told]
     assert places == sorted(places)
     assert len({beat.step for beat in told}) == 21
-    assert {beat.phase for beat in told} == {"data", "step", "save", "evaluation", "end"} < set(PHASES)
+    assert {beat.phase for beat in told} == {"class means", "data", "step", "save", "evaluation", "end"} < set(PHASES)
     assert told[-1].phase == "end"
 
 

@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("title", ["ray::RayTrainWorker.train", "/usr/local/bin/dmlscale"])
 def test_it_waits_until_the_run_has_saved(pod: Hosts, run: Path, title: str) -> None:
-    process = start(pod, run, title=title, seconds=2)
+    process = start(pod, run, title=title, seconds=0.5)
     done = pod.run("n0", [*HOOK, str(run), "60"])
     assert (done.returncode, done.stdout) == (0, "")
     assert (run / "saved").exists()
@@ -66,7 +66,7 @@ def test_a_pod_of_workers_tells_ray_and_the_run_goes_on(pod: Hosts, run: Path) -
     program.parent.mkdir()
     program.write_text(f'#!/usr/bin/env bash\necho "$@" >"{told}"\ntouch "{run}/stop-requested"\n')
     program.chmod(0o755)
-    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=1)
+    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=0.5)
     done = pod.run("n0", [*HOOK, str(run), "60"], env={"PATH": f"{program.parent}:/usr/bin:/bin"})
     assert (done.returncode, done.stdout) == (0, "")
     assert process.wait(timeout=10) == 0
@@ -80,7 +80,7 @@ def test_where_the_run_was_started_it_stops(pod: Hosts, run: Path) -> None:
     program.parent.mkdir()
     program.write_text("#!/usr/bin/env bash\nexit 0\n")
     program.chmod(0o755)
-    process = start(pod, run, title="/usr/local/bin/dmlscale", seconds=1)
+    process = start(pod, run, title="/usr/local/bin/dmlscale", seconds=0.5)
     done = pod.run("n0", [*HOOK, str(run), "60"], env={"PATH": f"{program.parent}:/usr/bin:/bin"})
     assert done.returncode == 0
     assert (run / "saved").exists()  # it was asked by the file: the program that is there in Ray's place asks nobody
@@ -97,9 +97,9 @@ def test_ray_knows_the_words() -> None:
 
 
 def test_it_does_not_wait_for_ever(pod: Hosts, run: Path) -> None:
-    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=5)
-    done = pod.run("n0", [*HOOK, str(run), "2"])
-    assert "was still at work after 2 s" in done.stdout
+    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=4)
+    done = pod.run("n0", [*HOOK, str(run), "1"])
+    assert "was still at work after 1 s" in done.stdout
     assert not (run / "saved").exists()
     assert process.wait(timeout=30) == 0
 
@@ -127,7 +127,7 @@ def test_ray_itself_is_not_the_run(pod: Hosts, run: Path) -> None:
 
 
 def test_processes_that_come_and_go_do_not_end_the_wait(pod: Hosts, run: Path) -> None:
-    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=4)
+    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=2.5)
     coming_and_going = [
         pod.start("n0", ["bash", "-c", "while :; do /bin/true; done"], log=run.parent / f"busy-{number}")
         for number in range(2)

@@ -14,23 +14,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dmlscale.cli import main
-from dmlscale.data.packing.pack import ensure_packed
-from dmlscale.data.packing.writing import PackOptions
-from dmlscale.data.sources.glyphs import Glyphs
 from dmlscale.launch.run.lease import held, this_process
 from dmlscale.launch.tracked import marked_failed_on_error
 from dmlscale.tracking import sender
 from dmlscale.tracking.mlflow import MlflowTracker, begin_run, end_run, start_or_continue, update_parent
 from dmlscale.tracking.run_file import known_run
 from tests.integration.runs import write_config
-
-
-@pytest.fixture(scope="session")
-def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small packed set: 24 classes to train on, 24 others to test."""
-    folder = tmp_path_factory.mktemp("data") / "glyphs"
-    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder, PackOptions(num_processes=1))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,12 @@ class Attempt:
     Args:
         folder: of the run's attempts, on storage that all workers see.
         number: from 1 on.
+        hosts: of its ranks.
     """
 
     folder: Path
     number: int
+    hosts: tuple[str, ...] = ()
 
     def is_current(self) -> bool:
         """Whether no later one has begun."""
@@ -45,7 +47,7 @@ def begin_attempt(folder: Path, world: World, device: torch.device) -> Attempt:
         unseen = folder / f".{number:06d}"
         unseen.write_text(json.dumps({"hosts": hosts}) + "\n")
         unseen.replace(folder / f"{number:06d}")
-    return Attempt(folder, int(ranks.from_rank_0(torch.tensor([number]))))
+    return Attempt(folder, int(ranks.from_rank_0(torch.tensor([number]))), tuple(hosts))
 
 
 def last_attempt(folder: Path) -> tuple[int, tuple[str, ...]]:

@@ -29,6 +29,8 @@ _LOST_NAMES = {
     # A transfer that may go better later; what is lasting there is a DataError of another class.
     "TransferError", "ShardError",
 }  # fmt: skip
+# What a worker's machine lacks, which Ray calls an error of its own system where it unpacks what the worker is to do.
+_IMPORT_WORDS = re.compile(r"\b(ModuleNotFoundError|ImportError|No module named)\b")
 # What healthy ranks see of it.
 _CONNECTION_NAMES = {"DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionError", "TimeoutError"}
 _CONNECTION_WORDS = re.compile(
@@ -57,6 +59,7 @@ _PEER = re.compile(r"\[(?:::ffff:)?([0-9a-fA-F.:]*[.:][0-9a-fA-F.:]+)\]:\d+|peer
 # Of gloo's text: where in its source, and what it says whatever has happened.
 _NOISE = re.compile(r"\[\S*\.(?:cc|cpp|h|hpp):\d+\] ?|\. This (?:is typically|may indicate) .*")
 _LONGEST_ERROR = 500
+_KILLED = "was killed (SIGKILL?)"
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ def kind_of(error: BaseException) -> Kind:
     text = str(error)
     if is_out_of_memory(error):
         return "out_of_memory"
+    if "RaySystemError" in names and _IMPORT_WORDS.search(text):
+        return "lasting"
     if names & _LOST_NAMES:
         return "lost"
     if names & _CONNECTION_NAMES:
@@ -168,6 +173,12 @@ def kind_of(error: BaseException) -> Kind:
         if _CONNECTION_WORDS.search(text):
             return "broken_connection"
     return "lasting"
+
+
+def hosts_of_killed(errors: Mapping[int, BaseException], places: Mapping[int, Place]) -> set[str]:
+    """Machines of workers that ended without a word: there the kernel may tell why, for ``memory_kills``."""
+    killed = {rank for rank, error in errors.items() if _word(unwrapped(error), None, {}) == _KILLED}
+    return {place.host for rank, place in places.items() if rank in killed}
 
 
 def first_line(error: BaseException) -> str:
@@ -189,7 +200,7 @@ def _of_lost(
 
 def _sentence(ranks: Sequence[int], places: Mapping[int, Place], word: str) -> str:
     if len(ranks) > 1:
-        word = word.replace("was ", "were ").replace("its ", "their ")
+        word = word.replace("was ", "were ", 1).replace("its ", "their ", 1)
     return f"{_ranks(ranks, places)} {word}"
 
 
@@ -205,7 +216,7 @@ def _word(error: BaseException, place: Place | None, memory_kills: Mapping[str, 
     if "NodeDiedError" in names or _NODE_WORDS.search(text):
         return "was lost: its node is gone"
     if "RayActorError" in names or "WorkerCrashedError" in names:
-        return "was killed (SIGKILL?)"
+        return _KILLED
     return f"failed: {first_line(error)}"
 
 

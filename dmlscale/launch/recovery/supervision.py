@@ -6,7 +6,6 @@ Ray's own retries count all errors alike and say nothing, so each start of the w
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,12 +16,13 @@ from typing import Any
 
 from dmlscale.config.schema import ResourcesConfig
 from dmlscale.launch.errors import GaveUpError, WorkersFailedError
+from dmlscale.launch.recovery.asked_nodes import ask_memory_kills
 from dmlscale.launch.recovery.attempt import last_attempt
 from dmlscale.launch.recovery.elastic import fewest_workers
-from dmlscale.launch.recovery.failures import Failure, Note, classify, unwrapped
-from dmlscale.launch.recovery.memory_kills import count_memory_kills
+from dmlscale.launch.recovery.failures import Failure, Note, classify, hosts_of_killed, unwrapped
 from dmlscale.launch.recovery.out_of_memory import is_on_device, memory_advice
 from dmlscale.launch.recovery.roster import read_places
+from dmlscale.launch.recovery.watch_notes import EarlyNotice, read_notes
 from dmlscale.launch.run.run_state import Name, last_step, newest_step, write_state
 from dmlscale.launch.task import HANDS_OVER, Task
 
@@ -74,6 +74,8 @@ class Supervisor:
             `AttemptFailedError`.
         lacking: what the cluster lacks for them, in one line; None if nothing.
         say: prints a line.
+        answers: whether the node at an address can be reached from here. Without it nothing is told of a fault before
+            the attempt has ended.
     """
 
     def __init__(
@@ -83,13 +85,17 @@ class Supervisor:
         attempt: Callable[[Path], Result],
         lacking: Callable[[], str | None],
         say: Callable[[str], None] = tell,
+        answers: Callable[[str], bool] = lambda _address: False,
     ) -> None:
         self._task, self._resources, self._attempt, self._lacking, self._say = task, resources, attempt, lacking, say
+        self._answers = answers
         self._folder = Path(task.folder)
         self._logs = self._folder / "ray"
         self._history: list[str] = []
         self._waits_for = ""
         self._num_starts = 0
+        self._newest = newest_step(self._folder)
+        self._told_early: Failure | None = None
 
     def run(self) -> Result:
         """The task's result, after as many starts as it takes.
@@ -98,15 +104,14 @@ class Supervisor:
             WorkersFailedError: with an error that a new start cannot mend.
             GaveUpError: the workers were lost too often in a row without a new checkpoint.
         """
-        newest = newest_step(self._folder)
         try:
             while True:
                 self._wait_for_room()
                 self._enter("training")
                 logs = self._next_logs()
-                before = self._newest_attempt()
+                before, self._told_early = self._newest_attempt(), None
                 try:
-                    result = self._unless_stopped(logs)
+                    result = self._unless_stopped(logs, EarlyNotice(self._task.attempts, before, logs, self._answers))
                     if result.pop(HANDS_OVER, False):
                         self._history.clear()
                         self._waits_for = ""
@@ -118,12 +123,7 @@ class Supervisor:
                     ended = error
                 if self._may_try_again(ended):
                     continue
-                failure = self._failure(ended, logs, before)
-                reached = newest_step(self._folder)
-                if reached > newest:
-                    self._history.clear()
-                newest = reached
-                self._after(failure, logs, ended)
+                self._after(self._failure(ended, logs, before), logs, ended)
         except _StopAskedError:
             self._enter("stopped")
             step = newest_step(self._folder)
@@ -135,14 +135,42 @@ class Supervisor:
         if ended.is_for_room:
             self._wait_because("there was no room for them on the cluster after all")
         elif 0 < self._num_starts <= _MOST_STARTS:
-            self._wait_because("some died before all had started")
+            why = "; ".join(str(error).partition("\n")[0] for error in ended.errors.values())
+            self._wait_because(f"some died before all had started ({why})")
             self._sleep(_START_PAUSE_S)
         else:
             return False
         return True
 
+    def _tell_early(self, note: Note) -> None:
+        """Says what is known while Ray is still about to find out, unless this is the end of the run."""
+        self._count_anew_if_saved()
+        number = len(self._history) + 1
+        if number > self._resources.max_failures or self._stop_asked():
+            return
+        self._told_early = failure = Failure("lost", note.message, {note.rank: note.message}, tells_step=True)
+        self._tell_restart(failure, note.message, number)
+
+    def _tell_restart(self, failure: Failure, what: str, number: int) -> None:
+        pause, step = _pause_s(number), newest_step(self._folder)
+        origin = f"from step {step}" if step else "from the beginning"
+        later = f" in {pause:.0f} s" if pause else ""
+        line = f"{what}: starting again {origin}{later} (failure {number} of {self._resources.max_failures})"
+        self._say(f"fault: {line}")
+        self._record(failure, line)
+
+    def _count_anew_if_saved(self) -> None:
+        reached = newest_step(self._folder)
+        if reached > self._newest:
+            self._history.clear()
+        self._newest = reached
+
     def _after(self, failure: Failure, logs: Path, error: AttemptFailedError) -> None:
-        """Says what becomes of it; returns when it is time to start again."""
+        """Says what becomes of it, if that is not told yet; returns when it is time to start again."""
+        self._count_anew_if_saved()
+        early, self._told_early = self._told_early, None
+        if early is not None and failure.is_worth_a_restart:
+            failure = early
         what = failure.what if failure.tells_step else f"{failure.what} at step {last_step(self._folder)}"
         self._history.append(what)
         self._waits_for = ""
@@ -155,24 +183,25 @@ class Supervisor:
         if number > most:
             raise GaveUpError(failure.errors, str(logs), self._history, self._advice(failure, error))
         if self._stop_asked():
-            line = f"{what}: stopping at the last checkpoint"
-            self._say(f"fault: {line}")
-            self._record(failure, line)
+            if early is None:
+                line = f"{what}: stopping at the last checkpoint"
+                self._say(f"fault: {line}")
+                self._record(failure, line)
             raise _StopAskedError
-        pause = _PAUSES_S[min(number, len(_PAUSES_S)) - 1]
-        step = newest_step(self._folder)
-        origin = f"from step {step}" if step else "from the beginning"
-        later = f" in {pause:.0f} s" if pause else ""
-        line = f"{what}: starting again {origin}{later} (failure {number} of {most})"
-        self._say(f"fault: {line}")
-        self._record(failure, line)
+        if early is None:
+            self._tell_restart(failure, what, number)
         self._enter("restarting", what)
-        self._sleep(pause)
+        self._sleep(_pause_s(number))
 
     def _failure(self, error: AttemptFailedError, logs: Path, before: int) -> Failure:
-        notes = [note for path in self._notes_after(before) if (note := _read_note(path)) is not None]
-        kills = {socket.gethostname(): count_memory_kills()}
-        return classify(error.errors, read_places(logs), notes, memory_kills=kills)
+        # Others may train the run whose checkpoint is evaluated: what they note is none of this task's business.
+        notes = read_notes(self._task.attempts, before) if self._task.kind == "train" else []
+        places = read_places(logs)
+        failure = classify(error.errors, places, notes)
+        if failure.kind != "lost" or failure.tells_step:
+            return failure
+        kills = ask_memory_kills(hosts_of_killed(error.errors, places))
+        return classify(error.errors, places, notes, memory_kills=kills)
 
     def _advice(self, failure: Failure, error: AttemptFailedError) -> list[str]:
         if failure.kind != "out_of_memory" and not failure.is_for_memory:
@@ -215,7 +244,7 @@ class Supervisor:
                 return
             time.sleep(min(left, _LOOK_EVERY_S))
 
-    def _unless_stopped(self, logs: Path) -> Result:
+    def _unless_stopped(self, logs: Path, notice: EarlyNotice) -> Result:
         """The attempt's result; it is left alone if a stop is asked for before any worker has begun."""
         done: list[Result | BaseException] = []
 
@@ -230,6 +259,8 @@ class Supervisor:
         while thread.is_alive():
             if self._stop_asked() and not read_places(logs):
                 raise _StopAskedError
+            if self._task.kind == "train" and self._told_early is None and (note := notice.look()) is not None:
+                self._tell_early(note)
             thread.join(_LOOK_EVERY_S)
         (end,) = done
         if isinstance(end, BaseException):
@@ -246,20 +277,11 @@ class Supervisor:
     def _newest_attempt(self) -> int:
         return last_attempt(self._task.attempts)[0]
 
-    def _notes_after(self, number: int) -> list[Path]:
-        """Of this start of the workers. Those of an earlier one may write theirs only now, from a node that is back."""
-        if self._task.kind != "train":  # others may train the run whose checkpoint this is
-            return []
-        return [path for path in self._task.attempts.glob("*.rank_*.json") if int(path.name.partition(".")[0]) > number]
-
     def _enter(self, name: Name, reason: str = "") -> None:
         if self._task.kind == "train":
             write_state(self._folder, name, reason=reason)
 
 
-def _read_note(path: Path) -> Note | None:
-    try:
-        said = json.loads(path.read_text())
-        return Note(int(said["rank"]), str(said["kind"]), str(said["message"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _pause_s(number: int) -> float:
+    """Before the new start after so many failures in a row."""
+    return _PAUSES_S[min(number, len(_PAUSES_S)) - 1]

@@ -2,7 +2,8 @@
 
 Ray notices a worker that dies, and nothing else; gloo and NCCL notice a connection that is closed. A cut network, a
 machine that is off, a process that is stopped and a collective that not all ranks call are noticed here, within
-`resources.heartbeat_timeout_s` or `resources.stall_timeout_s`. The time limit of the process group stays as the second
+`resources.heartbeat_timeout_s` or `resources.stall_timeout_s` (`resources.first_step_timeout_s` until the first step is
+done). The time limit of the process group stays as the second
 line of defence, and for GPUs so does TORCH_NCCL_ASYNC_ERROR_HANDLING, which Ray sets: it ends a process whose
 collective has taken longer than that limit.
 """
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from dmlscale.config.schema import ResourcesConfig
-from dmlscale.distributed.beats import PHASES, TIMED_PHASES, Beat, Limits, Peer
+from dmlscale.distributed.beats import FIRST_PHASES, PHASES, TIMED_PHASES, Beat, Limits, Peer
 from dmlscale.distributed.heartbeats import Hub, Spoke
 from dmlscale.distributed.verdicts import Verdict, named
 from dmlscale.distributed.world import World
@@ -128,10 +129,17 @@ class Watch:
 
     def _beat(self) -> Beat:
         step, phase, since = self._place
-        # Whatever is compiled, tuned, opened or started is in the first step.
-        timed = phase in TIMED_PHASES and step != self._first_step
+        # Whatever is fetched, compiled, tuned, opened or started is before the first step's end.
+        is_first = self._first_step < 0 or step == self._first_step
         error = "" if self._failure is None else first_line(self._failure)
-        return Beat(step, phase, time.monotonic() - since, timed, error)
+        return Beat(
+            step,
+            phase,
+            time.monotonic() - since,
+            timed=phase in TIMED_PHASES and not is_first,
+            error=error,
+            is_first=phase in FIRST_PHASES and is_first,
+        )
 
     def _fence(self, attempt: Attempt) -> None:
         """Apart from the beats, since storage that hangs would hold them up."""
@@ -162,7 +170,8 @@ class Watch:
 
 def watch_limits(resources: ResourcesConfig) -> Limits:
     """When a run's ranks are taken for lost or hung."""
-    return Limits(resources.heartbeat_timeout_s, resources.stall_timeout_s)
+    first = max(resources.first_step_timeout_s, resources.stall_timeout_s)
+    return Limits(resources.heartbeat_timeout_s, resources.stall_timeout_s, first)
 
 
 def _listen() -> socket.socket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from dmlscale.training.checkpoint.errors import CheckpointError
 from dmlscale.training.checkpoint.folder import NAME
 from dmlscale.training.checkpoint.manifest import RECORD_FILE
 from dmlscale.training.checkpoint.retention import Retention, Scores
+from dmlscale.training.checkpoint.scratch import Scratch
 from dmlscale.training.checkpoint.store import LocalStore, Store, open_store, record_in
 from dmlscale.training.state import Record
 
-# Copies of checkpoints that are far away; they are removed when the process ends.
-_fetched: list[tempfile.TemporaryDirectory[str]] = []
+# With copies of checkpoints that are far away; they are removed when the process ends.
+_fetched: list[Scratch] = []
 
 
 def place_of_checkpoints(config: Config, run_folder: Path) -> str:
@@ -169,9 +169,9 @@ def _of_store(store: Store, named: str, config: Config | None, best: bool) -> Pa
 def _here(store: Store, name: str) -> Path:
     if isinstance(store, LocalStore):
         return store.folder / name
-    folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
-    _fetched.append(folder)
-    return store.fetch(name, Path(folder.name))
+    scratch = Scratch()
+    _fetched.append(scratch)
+    return store.fetch(name, scratch.path)
 
 
 def _path(place: str) -> str:

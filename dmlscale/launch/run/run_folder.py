@@ -92,12 +92,10 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     """Makes the run's folder, or opens it to continue.
 
     Raises:
-        LaunchError: it cannot be written, holds a run that nobody asked to continue, or was made with other
-            settings of the data.
+        LaunchError: it cannot be written, there are checkpoints of this name that nobody asked to continue, or it was
+            made with other settings of the data.
     """
     folder = make_folder(config)
-    if (folder / CONFIG_FILE).exists() and not resume:
-        raise LaunchError(f"{folder} holds a run already: add --resume to continue it, or choose another run.name")
     if not resume and (newest := newest_record(config, folder)) is not None:
         raise LaunchError(
             f"the run {config.run.name} has a checkpoint of step {newest.step}, but no {CONFIG_FILE} in {folder}: add "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dmlscale.launch.task import Task
 from dmlscale.tracking.tracker import Tracker
 from dmlscale.training.checkpoint.agreement import gather_texts, together
 from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.fetching import forget_others, newest_here
+from dmlscale.training.checkpoint.fetching import forget_others, load_newest
 from dmlscale.training.checkpoint.folder import name_of
 from dmlscale.training.checkpoint.retention import Scores
 from dmlscale.training.checkpoint.saver import Failed, Saved, Saver
@@ -75,13 +74,15 @@ class RunSaver:
         """The last checkpoint that is known to be complete."""
         return None if self._last_good is None else f"{self._store.place}/{self._last_good}"
 
-    @contextmanager
-    def newest_checkpoint(self) -> Iterator[Path | None]:
-        """The newest that is whole, or None; what earlier starts left beside it is removed."""
-        with newest_here(self._store, self._world, self._say) as path:
-            self._last_good = None if path is None else path.name
-            self._clean()
-            yield path
+    def restore(self, tensors: Tensors) -> Record | None:
+        """Fills the tensors from the newest that is whole and says where the run stood; None where there is none.
+
+        What earlier starts left beside it is removed.
+        """
+        found = load_newest(self._store, tensors, self._world, self._say)
+        self._last_good = None if found is None else found[0]
+        self._clean()
+        return None if found is None else found[1]
 
     def check_place(self, tensors: Tensors) -> None:
         """Before training: whether checkpoints can be written, and a word where there is little room for them.
@@ -246,7 +247,7 @@ class RunSaver:
         text = (
             f"checkpoint of step {failed.step} could not be written ({failed.reason}). It needs "
             f"{_mb(_num_bytes(self._last[1]))}{room}. Last good one: {self.newest or 'none'}. Free some space or "
-            "mend the place, then the same command with --resume goes on"
+            "mend the place, then the same command goes on"
         )
         return CheckpointError(gather_texts(text, self._world)[0])
 

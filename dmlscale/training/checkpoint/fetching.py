@@ -1,30 +1,53 @@
-"""The newest checkpoint that is whole, wherever it is kept, as files of this machine."""
+"""Going on from the newest checkpoint that is whole, wherever it is kept."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from torch import Tensor
 
 from dmlscale.distributed.world import World
 from dmlscale.training.checkpoint.agreement import gather_texts, text_of_rank_0, together
+from dmlscale.training.checkpoint.folder import read_record
 from dmlscale.training.checkpoint.integrity import Say, first_whole, newest_for_all, verify
+from dmlscale.training.checkpoint.loading import damage_met, load
+from dmlscale.training.checkpoint.scratch import Scratch
 from dmlscale.training.checkpoint.store import LocalStore, Store, step_of_name
+from dmlscale.training.state import Record
 
 
-@contextmanager
-def newest_here(store: Store, world: World, say: Say) -> Iterator[Path | None]:
-    """As `newest_for_all`, for any store; copies of what is far are there for as long as the block lasts.
+def load_newest(store: Store, tensors: Mapping[str, Tensor], world: World, say: Say) -> tuple[str, Record] | None:
+    """Fills ``tensors`` in place from the newest checkpoint that is whole.
 
-    Every rank has a copy of its own, as ranks may be on different machines.
+    What is far is copied to a temporary folder first, once for all ranks of a machine, and removed when it is read.
+    In a folder that all see, one that is damaged between being found whole and being read is passed over like others.
+
+    Args:
+        store: of the checkpoints.
+        tensors: from `state.tensors`. After an error they hold anything.
+        world: the ranks; all of them call this.
+        say: called as ``say(fault=text)`` of each damaged checkpoint that is passed over.
+
+    Returns:
+        Its name, and where the run stood; None where there are no checkpoints. The same on every rank.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole; a tensor is missing, or has another shape or type;
+            or the storage does not answer. On all ranks alike.
     """
     if isinstance(store, LocalStore):
-        yield newest_for_all(store.folder, world, say)
-        return
-    with TemporaryDirectory(prefix="checkpoint-") as folder:
-        yield _newest_fetched(store, Path(folder), world, say)
+        newest = newest_for_all(store.folder, world, say, lambda path: damage_met(path, tensors, world))
+        return None if newest is None else (newest.name, read_record(newest))
+    token = text_of_rank_0(uuid.uuid4().hex, world)
+    with together(lambda: Scratch(token), world) as scratch:
+        newest = _newest_fetched(store, scratch.path, world, say)
+        if newest is None:
+            return None
+        load(newest, tensors, world, is_verified=True)  # damage would be the copy's, and no reason to go back
+        return newest.name, read_record(newest)
 
 
 def forget_others(store: Store, resumed: str | None) -> None:
@@ -47,7 +70,7 @@ def _newest_fetched(store: Store, folder: Path, world: World, say: Say) -> Path 
 
 
 def _fetch(store: Store, name: str, folder: Path, world: World) -> list[str]:
-    """Copies a checkpoint to each rank, unless it is damaged; returns what is, the same on all of them."""
+    """Copies a checkpoint to each machine, unless it is damaged; returns what is, the same on all of them."""
 
     def fetch() -> str:
         return "\n".join(verify(store.fetch(name, folder)))

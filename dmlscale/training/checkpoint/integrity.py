@@ -29,7 +29,9 @@ def verify(path: Path) -> list[str]:
     return damage_for_all(path, World())
 
 
-def newest_for_all(folder: Path, world: World, say: Say) -> Path | None:
+def newest_for_all(
+    folder: Path, world: World, say: Say, damage_met: Callable[[Path], Sequence[str]] = lambda path: ()
+) -> Path | None:
     """The newest checkpoint that is whole, the same on every rank; None where there are no checkpoints.
 
     Every byte of it is read, each file by one rank: with SHA-256 at 1.9 GB/s a thread 10 GB by 8 ranks take a second,
@@ -39,6 +41,8 @@ def newest_for_all(folder: Path, world: World, say: Say) -> Path | None:
         folder: of the run's checkpoints.
         world: the ranks; all of them call this.
         say: called as ``say(fault=text)`` of each damaged checkpoint that is passed over.
+        damage_met: called with one that is whole, to read it; returns what of it was damaged meanwhile, the same on
+            every rank.
 
     Raises:
         CheckpointError: there are checkpoints, but none is whole. Nothing begins again from step 0 unasked.
@@ -46,7 +50,11 @@ def newest_for_all(folder: Path, world: World, say: Say) -> Path | None:
     # On shared storage ranks may see a new folder at different times: rank 0's view counts.
     found = together(lambda: list_checkpoints(folder) if world.rank == 0 else [], world)
     names = text_of_rank_0("\n".join(path.name for path in reversed(found)), world).split()
-    newest = first_whole(str(folder), names, lambda name: damage_for_all(folder / name, world), say)
+
+    def damage_of(name: str) -> Sequence[str]:
+        return damage_for_all(folder / name, world) or damage_met(folder / name)
+
+    newest = first_whole(str(folder), names, damage_of, say)
     return None if newest is None else folder / newest
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 from torch import Tensor
 
 from dmlscale.distributed.world import World
-from dmlscale.training.checkpoint.agreement import together
+from dmlscale.training.checkpoint.agreement import gather_texts, together
 from dmlscale.training.checkpoint.errors import CheckpointError
 from dmlscale.training.checkpoint.folder import read_manifest
 from dmlscale.training.checkpoint.integrity import damage_for_all
 from dmlscale.training.checkpoint.manifest import Manifest
-from dmlscale.training.checkpoint.piece_file import Overlap, StoredPiece, dtype_name, read_overlaps
+from dmlscale.training.checkpoint.piece_file import StoredPiece, dtype_name
+from dmlscale.training.checkpoint.piece_reader import Overlap, read_overlaps
 from dmlscale.training.checkpoint.pieces import Piece, piece_here
 
 
 def load(path: Path, tensors: Mapping[str, Tensor], world: World, *, is_verified: bool = False) -> None:
     """Fills ``tensors`` in place from a checkpoint written at any number of ranks.
 
-    Each rank reads what it holds and nothing else, in slices of 64 MiB.
+    Each rank reads what it holds and nothing else.
 
     Args:
         path: of the checkpoint.
@@ -33,19 +34,40 @@ def load(path: Path, tensors: Mapping[str, Tensor], world: World, *, is_verified
     Raises:
         CheckpointError: a tensor is missing, has another shape or type, or the files are damaged; on all ranks alike.
     """
-    if not is_verified and (damage := damage_for_all(path, world)):
+    damage = [] if is_verified else damage_for_all(path, world)
+    if damage := damage or damage_met(path, tensors, world):
         raise CheckpointError(f"{path} is damaged ({'; '.join(damage)})")
-    together(lambda: _fill(path, tensors), world)
 
 
-def _fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    manifest = read_manifest(path)
+def damage_met(path: Path, tensors: Mapping[str, Tensor], world: World) -> list[str]:
+    """As `load`, of a checkpoint that was whole a moment ago.
+
+    Returns:
+        What of it is damaged now, the same on every rank; nothing if the tensors are filled.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape or type; on all ranks alike.
+    """
+    said = gather_texts(together(lambda: _fill(path, tensors), world), world)
+    return list(dict.fromkeys(filter(None, said)))
+
+
+def _fill(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Fills the tensors, and returns what damage kept it from that."""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return str(error)
     _check_fit(path, manifest, tensors)
     held = {name: piece_here(name, tensor) for name, tensor in tensors.items()}
     for file in manifest.files:
         found = [_overlap(piece, held[piece.name]) for piece in file.pieces if piece.name in held]
-        if overlaps := [overlap for overlap in found if overlap is not None]:
-            read_overlaps(path / file.name, file, overlaps)
+        try:
+            if overlaps := [overlap for overlap in found if overlap is not None]:
+                read_overlaps(path / file.name, file, overlaps)
+        except CheckpointError as error:
+            return str(error)
+    return ""
 
 
 def _check_fit(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dmlscale.training.checkpoint.coverage import why_not_whole
 from dmlscale.training.checkpoint.errors import CheckpointError
-from dmlscale.training.checkpoint.piece_file import ITEM_SIZES, StoredFile, StoredPiece
+from dmlscale.training.checkpoint.piece_file import DTYPES, StoredFile, StoredPiece
 from dmlscale.training.state import Record
 
 RECORD_FILE = "record.json"
@@ -121,12 +121,12 @@ def _check_file(file: StoredFile) -> None:
     names = [piece.name for piece in file.pieces]
     if len(set(names)) < len(names):
         raise ValueError(f"{file.name} holds two pieces of one name")
-    unknown = {piece.dtype for piece in file.pieces} - ITEM_SIZES.keys()
+    unknown = {piece.dtype for piece in file.pieces} - DTYPES.keys()
     if unknown:
         raise ValueError(f"{file.name} holds values of type {min(unknown)!r:.50}, which this version does not know")
     if any(size < 0 for piece in file.pieces for size in piece.sizes):
         raise ValueError(f"{file.name} holds a piece of a negative size")
-    if sum(math.prod(piece.sizes) * ITEM_SIZES[piece.dtype] for piece in file.pieces) > file.size:
+    if sum(math.prod(piece.sizes) * DTYPES[piece.dtype].itemsize for piece in file.pieces) > file.size:
         raise ValueError(f"{file.name} has {file.size} bytes, its pieces have more")
 
 

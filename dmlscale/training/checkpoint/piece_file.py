@@ -5,27 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmlscale.training.checkpoint.errors import CheckpointError
 from dmlscale.training.checkpoint.pieces import Piece
 
 _CHUNK = 8 * 2**20
-_SLICE = 64 * 2**20  # bytes that are read at a time, beside the tensors that they go into
-_DTYPES = (
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-)
-ITEM_SIZES = {str(dtype).removeprefix("torch."): dtype.itemsize for dtype in _DTYPES}
-"""Bytes of a value of each type that a checkpoint may hold."""
+CODES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""What safetensors calls the types of values that a checkpoint may hold."""
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES.values()}
+"""The same by the names that its record has for them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class StoredPiece:
     """Where a box of a tensor lies in it."""
 
     name: str
-    dtype: str  # of `ITEM_SIZES`
+    dtype: str  # of `DTYPES`
     shape: tuple[int, ...]  # of the whole tensor
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -47,20 +45,6 @@ class StoredFile:
     size: int  # bytes
     sha256: str
     pieces: tuple[StoredPiece, ...]
-
-
-class Overlap(NamedTuple):
-    """What of a stored piece goes where.
-
-    Args:
-        stored: the piece.
-        there: (start, stop) within it, one pair a dimension.
-        into: tensor of that shape, which is filled.
-    """
-
-    stored: StoredPiece
-    there: tuple[tuple[int, int], ...]
-    into: Tensor
 
 
 def write_pieces(path: Path, pieces: Sequence[Piece]) -> StoredFile:
@@ -88,23 +72,6 @@ def _apart(pieces: Sequence[Piece]) -> dict[str, Tensor]:
     return found
 
 
-def read_overlaps(path: Path, file: StoredFile, overlaps: Iterable[Overlap]) -> None:
-    """Fills tensors from a file; beside them at most 64 MiB are in memory.
-
-    Raises:
-        CheckpointError: it is missing, of another size, or holds something else than the record says.
-    """
-    problem = problem_of(path, file)
-    if problem is not None:
-        raise CheckpointError(f"{path} is damaged: {problem}")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            for overlap in overlaps:
-                _read_overlap(opened, overlap)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
 def problem_of(path: Path, file: StoredFile) -> str | None:
     """What the file system tells of a file that is damaged, in an instant; None if that is nothing."""
     try:
@@ -128,27 +95,3 @@ def digest(path: Path) -> str:
 def dtype_name(tensor: Tensor) -> str:
     """Of a tensor's values: "float32"."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _read_overlap(opened: safe_open, overlap: Overlap) -> None:
-    stored, there, into = overlap
-    part = opened.get_slice(stored.name)
-    if tuple(part.get_shape()) != stored.sizes:
-        # Else a smaller tensor would be repeated to fill the place.
-        raise ValueError(f"{stored.name!r} is {tuple(part.get_shape())} there, {stored.sizes} in the record")
-    if not there:
-        _copy(opened.get_tensor(stored.name), into, stored)
-        return
-    (start, stop), others = there[0], [slice(*ends) for ends in there[1:]]
-    row_bytes = max(1, into.nbytes // max(1, len(into)))
-    step = max(1, _SLICE // row_bytes)
-    for first in range(start, stop, step):
-        rows = slice(first, min(stop, first + step))
-        _copy(part[(rows, *others)], into[rows.start - start : rows.stop - start], stored)
-
-
-def _copy(read: Tensor, into: Tensor, stored: StoredPiece) -> None:
-    if dtype_name(read) != stored.dtype:
-        raise ValueError(f"{stored.name!r} holds {dtype_name(read)} there, {stored.dtype} in the record")
-    with torch.no_grad():
-        into.copy_(read)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 import uuid
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +12,17 @@ from fsspec import AbstractFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from dmlscale.data.errors import DataError
+from dmlscale.data.storage.cache_folder import lock_path
 from dmlscale.data.storage.file_systems import connect
+from dmlscale.data.storage.locks import sole_owner
 from dmlscale.data.storage.references import resolved, secret_values
+from dmlscale.data.storage.storage import part_path
 from dmlscale.data.storage.transfer_errors import MissingFileError, TransferError, clear_errors
 from dmlscale.redaction import shown
 from dmlscale.training.checkpoint.errors import CheckpointError
 from dmlscale.training.checkpoint.folder import NAME
 from dmlscale.training.checkpoint.manifest import RECORD_FILE
+from dmlscale.training.checkpoint.scratch import Scratch
 from dmlscale.training.checkpoint.store import step_of_name
 
 _KEY = "train.checkpoint_storage_options"
@@ -49,13 +52,13 @@ class RemoteStore:
         self._retry_seconds = retry_seconds
         self._options, self._silence_seconds = dict(options), silence_seconds
         self._root = self._connect()[1].rstrip("/")
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
 
     def stage(self, name: str) -> Path:
         """See `Store`."""
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="checkpoint-")
-        path = Path(self._scratch.name) / name
+            self._scratch = Scratch()
+        path = self._scratch.path / name
         path.mkdir(exist_ok=True)
         return path
 
@@ -107,8 +110,11 @@ class RemoteStore:
         """See `Store`."""
         target = into / name
         target.mkdir(parents=True, exist_ok=True)
-        for file in self.files(name):
-            self._try(partial(self._files.get_file, self._path(name, file), str(target / file)), "read")
+        files = self.files(name)
+        # First what nobody is at; then what others are at, and it is there, or they have died.
+        for wait in (False, True):
+            for file in files:
+                self._fetch_file(name, file, target / file, wait=wait)
         return target
 
     def free_bytes(self) -> int | None:
@@ -120,6 +126,16 @@ class RemoteStore:
         name, file = ".writable", uuid.uuid4().hex
         self.put(name, file, "yes")
         self.remove_file(name, file)
+
+    def _fetch_file(self, name: str, file: str, target: Path, *, wait: bool) -> None:
+        if target.exists():
+            return
+        with sole_owner(lock_path(target), wait=wait) as is_mine:
+            if not is_mine or target.exists():
+                return
+            part = part_path(target)
+            self._try(lambda: self._files.get_file(self._path(name, file), str(part)), "read")
+            os.replace(part, target)
 
     @property
     def _files(self) -> AbstractFileSystem:

@@ -66,7 +66,10 @@ class Store(Protocol):
         ...
 
     def fetch(self, name: str, into: Path) -> Path:
-        """A folder of this machine with all files of a checkpoint: copied into ``into``, or where they lie."""
+        """A folder of this machine with all files of a checkpoint: copied into ``into``, or where they lie.
+
+        Of processes that copy into the same folder at the same time each file is copied by one.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -100,7 +100,7 @@ def test_a_broken_transfer_is_tried_again(http: HttpServer, storage: Storage, ca
 def test_a_server_that_comes_back_is_waited_for(http: HttpServer, storage: Storage, cache: ShardCache) -> None:
     cache.fetch(storage, "0.tar", SIZE)
     http.kill()
-    back = threading.Timer(2, http.start)
+    back = threading.Timer(1, http.start)
     back.start()
     for size in (SIZE, None):  # asks for the size first
         assert cache.fetch(storage, f"{1 if size else 2}.tar", size).read_bytes() == content(1 if size else 2)

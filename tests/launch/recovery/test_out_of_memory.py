@@ -90,7 +90,7 @@ def test_a_run_in_this_process_that_needs_too_much_says_what_to_do(tmp_path: Pat
         "    import torch\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
         "    return torch.ones(2**34)\n"
-        "local.work = work\n"
+        "local.made_ready = lambda *task: lambda: work(*task)\n"
         "config = load_config('configs/quickstart.yaml')\n"
         "local.run_local(Task('train', config.model_dump(mode='json'), sys.argv[1]), config.resources)\n"
     )

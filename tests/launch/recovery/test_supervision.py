@@ -135,6 +135,60 @@ def test_a_watch_tells_what_it_has_found(task: Task) -> None:
     assert workers.said[1].endswith("(failure 2 of 3)")  # nor is one that comes late
 
 
+CUT = (
+    # Rank 0 of these is on the far side of a cut network, whose words reach the storage all the same.
+    (0, "10.0.0.1", "rank 1 (n2, pid 8) has not been heard from for 5 s, last at step 57 (step): it is taken for lost"),
+    (1, "10.0.0.2", "rank 0 (n1, pid 9) has not been heard from for 5 s: it is taken for lost, or the network"),
+)
+
+
+class CutOff(Workers):
+    """A first start whose workers note what they found, seconds before its end is heard of."""
+
+    def __call__(self, logs: Path) -> dict[str, Any]:
+        number = len(self.folders) + 1
+        (self._task.attempts / f"{number:06d}").write_text("")
+        if number > 1:
+            return super().__call__(logs)
+        for rank, address, message in CUT:
+            write_place(logs, rank, address)
+            note = {"rank": rank, "kind": "lost", "message": message}
+            (self._task.attempts / f"000001.rank_{rank}.json").write_text(json.dumps(note))
+        self.folders.append(logs.name)
+        deadline = time.monotonic() + 30
+        while not self.said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.told_before_the_end = list(self.said)
+        end = self.plan.pop(0)[1]
+        assert isinstance(end, BaseException)
+        raise end
+
+    def supervised(self, max_failures: int = 3, lacking: Callable[[], str | None] = lambda: None) -> dict[str, Any]:
+        resources = self._task.settings.resources.model_copy(update={"max_failures": max_failures})
+        self._task.attempts.mkdir(exist_ok=True)
+        answers = "10.0.0.2".__eq__
+        return Supervisor(self._task, resources, self, lacking, self.said.append, answers).run()
+
+
+def test_what_a_worker_noted_is_told_once_and_before_ray_reports_its_end(task: Task) -> None:
+    workers = CutOff(task, (0, lost(0)), (50, lost(1)), (0, {"stopped": False}))
+    workers.supervised()
+    first, second = workers.said
+    assert workers.told_before_the_end == [first]
+    assert first == f"fault: {CUT[1][2]}: starting again from the beginning (failure 1 of 3)"  # the near side's word
+    assert second.endswith("starting again from step 50 (failure 1 of 3)")
+    entries = [json.loads(text) for text in (Path(task.folder) / "faults.jsonl").read_text().splitlines()]
+    assert [f"fault: {entry['message']}" for entry in entries] == [first, second]
+
+
+def test_an_end_for_good_that_follows_an_early_notice_is_an_end(task: Task) -> None:
+    workers = CutOff(task, (0, AttemptFailedError({0: LOST, 1: DataError("x.tar is damaged")})))
+    with pytest.raises(WorkersFailedError, match=r"x\.tar is damaged"):
+        workers.supervised()
+    assert len(workers.said) == 1
+    assert len(workers.folders) == 1
+
+
 def test_workers_that_hand_over_are_followed_by_others(task: Task) -> None:
     hands_over = {"stopped": True, "hands_over": True}
     workers = Workers(task, (10, hands_over), (0, dict(hands_over)), (0, {"stopped": False, "hands_over": False}))
@@ -180,6 +234,7 @@ def test_workers_that_die_before_all_have_started_are_tried_for_a_while(
         "fault",
         "waiting for 2 workers",
     ]
+    assert workers.said[0].endswith(": some died before all had started (the node is off)")
     with pytest.raises(GaveUpError):
         Workers(task, (0, early), (0, early), (0, early)).supervised(max_failures=0)
 

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.beats import Limits
 from dmlscale.distributed.world import World
-from dmlscale.launch.recovery.watchdog import EXIT_BY_WATCHDOG, Watch
+from dmlscale.launch.recovery.watchdog import EXIT_BY_WATCHDOG, Watch, watch_limits
 from tests.launch.recovery.watched import Behaviour, Ranks, here, start, steps_without_end
 
 LIMITS = Limits(heartbeat_timeout_s=1.5, stall_timeout_s=60)
 HUNG = Limits(heartbeat_timeout_s=20, stall_timeout_s=1.5)
+FIRST = Limits(heartbeat_timeout_s=20, stall_timeout_s=0.9, first_step_timeout_s=2.0)
 # On a machine that is busy with other tests, on top of what the limits say.
 SLACK = 5.0
 # Whoever ends first closes its connections, and a collective of another may raise before that one is ended as well.
@@ -103,9 +105,9 @@ def test_a_rank_that_waits_for_data_is_named_and_those_that_wait_for_it(begin: B
     note = ranks.note(1)
     assert (note["kind"], note["step"], note["suspects"]) == ("stalled", 57, [2])
     assert "has been at step 57 (data) for" in note["message"]
-    assert note["message"].endswith("ranks 0, 1 wait for it in step 57 (step)")
-    stacks = (ranks.folder / "attempts" / "000001.rank_2.stacks.txt").read_text()
-    assert "in sleeps_in_data" in stacks
+    stacks = ranks.folder / "attempts" / "000001.rank_2.stacks.txt"
+    assert note["message"].endswith(f"ranks 0, 1 wait for it in step 57 (step) (stacks: {stacks})")
+    assert "in sleeps_in_data" in stacks.read_text()
 
 
 def waits_in_a_ring(watch: Watch, world: World, folder: Path) -> None:
@@ -121,6 +123,44 @@ def test_a_collective_that_does_not_end_is_named(begin: Begin) -> None:
         note = ranks.note(rank)
         assert (note["kind"], note["step"], note["suspects"]) == ("stalled", 7, [0, 1, 2])
         assert note["message"].startswith("all ranks have been at step 7 (step) for")
+
+
+def hangs_before_its_first_step(watch: Watch, world: World, folder: Path) -> None:
+    watch.at(0, "class means")
+    time.sleep(2 * FIRST.first_step_timeout_s)  # this takes as long as it takes
+    watch.at(4, "data")
+    if world.rank == 1:
+        time.sleep(60)
+    watch.at(4, "step")
+    dist.barrier()
+
+
+def test_a_first_step_that_does_not_end_is_named(begin: Begin) -> None:
+    ranks = begin(2, hangs_before_its_first_step, FIRST)
+    assert set(ranks.exit_codes([0, 1], within=60)) <= ENDED
+    note = ranks.note(0)
+    assert (note["kind"], note["step"], note["suspects"]) == ("stalled", 4, [1])
+    assert note["message"].startswith("rank 1 (")
+    assert "has been at step 4 (data) for" in note["message"]
+    stacks = ranks.folder / "attempts" / "000001.rank_1.stacks.txt"
+    assert note["message"].endswith(f"(stacks: {stacks})")
+    assert "in hangs_before_its_first_step" in stacks.read_text()
+
+
+def hangs_at_the_start(watch: Watch, world: World, folder: Path) -> None:
+    time.sleep(60)
+
+
+def test_a_start_that_does_not_end_is_named(begin: Begin) -> None:
+    ranks = begin(1, hangs_at_the_start, FIRST)
+    assert ranks.exit_codes([0], within=60) == [EXIT_BY_WATCHDOG]
+    assert "has been at step 0 (start) for" in ranks.note(0)["message"]
+
+
+def test_the_first_step_has_at_least_the_time_of_any_other() -> None:
+    config = ResourcesConfig(stall_timeout_s=3600)
+    assert watch_limits(config).first_step_timeout_s == 3600
+    assert watch_limits(ResourcesConfig(stall_timeout_s=60)).first_step_timeout_s == config.first_step_timeout_s
 
 
 def test_a_later_start_of_the_workers_ends_an_orphan(begin: Begin) -> None:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlscale.data.packing.pack import ensure_packed
+from dmlscale.data.packing.writing import PackOptions
+from dmlscale.data.sources.glyphs import Glyphs
+from tests.integration.runs import write_config
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs a GPU."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Of the tests."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture(scope="session")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small packed set: 24 classes to train on, 24 others to test."""
+    folder = tmp_path_factory.mktemp("data") / "glyphs"
+    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder, PackOptions(num_processes=1))
+    return folder
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, glyphs: Path) -> Path:
+    """A config that trains a small network on the GPU for 20 steps, and logs each."""
+    return write_config(tmp_path / "small.yaml", glyphs, tmp_path, resources={"workers": 1, "device": "gpu"})

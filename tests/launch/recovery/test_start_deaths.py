@@ -1,0 +1,89 @@
+"""What is found out of workers that died before all had started, from a Ray that is really there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from dmlscale.launch.recovery.failures import Failure, classify
+
+_PROGRAM = """
+import json, os
+import ray
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from dmlscale.config.schema import ResourcesConfig
+from dmlscale.launch.cluster import ray_cluster
+from dmlscale.launch.recovery.start_deaths import answers, dead_workers, failed_start
+
+class RayTrainWorker:
+    def __init__(self, what):
+        if what == "fails":
+            raise FileNotFoundError(2, "No such file", "/data/x.npz")
+        self.what = what
+    def address(self):
+        return ray.util.get_node_ip_address()
+    def end(self):
+        os._exit(3)
+
+def start(what, method):
+    worker = ray.remote(num_cpus=0)(RayTrainWorker).remote(what)
+    try:
+        return worker, ray.get(getattr(worker, method).remote())
+    except ray.exceptions.RayActorError:
+        return worker, None
+
+def told():
+    failed = failed_start(WorkerGroupStartupFailedError("Ray says no more"), seen)
+    seen.update(dead_workers())
+    errors = {str(rank): [type(error).__name__, str(error)] for rank, error in failed.errors.items()}
+    return {"errors": errors, "again": failed.is_for_start}
+
+with ray_cluster(ResourcesConfig()):
+    seen, found = set(), {}
+    living, address = start("lives", "address")
+    found["answers"] = [answers(address), answers("192.0.2.77")]
+    ray.kill(living)  # as Ray does with those that are left
+    found["none"] = told()
+    start("dies", "end")
+    found["died"] = told()
+    start("fails", "end")
+    found["failed"] = told()
+    print(json.dumps(found))
+"""
+
+
+def test_a_crash_is_a_failure_and_an_error_of_the_start_is_not_tried_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["answers"] == [True, False]
+    assert found["none"] == {"errors": {"-1": ["WorkerGroupStartupFailedError", "Ray says no more"]}, "again": True}
+    name, text = found["died"]["errors"]["-1"]
+    assert not found["died"]["again"]
+    assert "was killed or crashed before all had started; its last words are in Ray's logs on" in text
+    assert told_by(name, text).is_worth_a_restart
+    name, text = found["failed"]["errors"]["-1"]
+    assert not found["failed"]["again"]
+    assert text.endswith("No such file: '/data/x.npz'")
+    assert "cannot start: FileNotFoundError" in text
+    assert not told_by(name, text).is_worth_a_restart
+
+
+def test_what_a_machine_cannot_import_is_not_tried_again() -> None:
+    text = "System error: No module named 'here_only'\ntraceback: Traceback (most recent call last): ..."
+    assert not told_by("RaySystemError", text).is_worth_a_restart
+    assert told_by("RaySystemError", "System error: the object store is gone").is_worth_a_restart
+
+
+def told_by(name: str, text: str) -> Failure:
+    """What becomes of an error of that class, which is known by its name."""
+    return classify({-1: type(name, (RuntimeError,), {})(text)}, {})

@@ -159,5 +159,5 @@ def test_a_stop_while_the_workers_start_again_ends_at_once(config_file: Path, tm
     command.process.send_signal(signal.SIGTERM)
     assert command.end(40) == 75, command.output
     assert time.monotonic() - asked < 30
-    assert "to go on, the same command with\n    run.name=stopped\n" in command.output
+    assert command.output.endswith("to go on, the same command with\n    run.name=stopped")
     assert state_of(folder) == "stopped"

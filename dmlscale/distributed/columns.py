@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed.unit import SHORTEST
 
-# Rows that are looked at together where all of them are swept.
+# Rows that are looked at together where all of them are swept; so few leave a GPU idle: there, half a tile of numbers.
 ROWS_AT_A_TIME = 4096
+NUMBERS_ON_GPU = 2**24
 
 
 class Columns:
@@ -70,7 +71,7 @@ class Columns:
     def squared_lengths(self) -> Tensor:
         """(n,) squared lengths of the columns."""
         if self._squared_lengths is None:
-            parts = [self.at(part).square().sum(1) for part in _parts(len(self))]
+            parts = [self.at(part).square().sum(1) for part in row_slices(self.raw)]
             self._squared_lengths = torch.cat(parts) if parts else self.raw.new_zeros(0, dtype=self._store.dtype)
         return self._squared_lengths
 
@@ -119,7 +120,7 @@ class _Store:
         self.raw, self.dtype, self._order = raw, dtype, order
         self._inverse: Tensor | None = None
         if unit:
-            lengths = [torch.linalg.vector_norm(self.at(part), dim=1) for part in _parts(len(raw))]
+            lengths = [torch.linalg.vector_norm(self.at(part), dim=1) for part in row_slices(raw)]
             whole = torch.cat(lengths) if lengths else raw.new_zeros(0, dtype=dtype)
             self._inverse = whole.clamp_min(SHORTEST).reciprocal_()
         self._buffer: Tensor | None = None
@@ -137,7 +138,7 @@ class _Store:
         """The buffer as the gradient of the raw columns; it starts anew afterwards."""
         total, self._buffer = self.buffer(), None
         if self._inverse is not None:
-            for part in _parts(len(total)):
+            for part in row_slices(total):
                 unit, inverse, gradient = self.at(part), self._inverse[part], total[part]
                 along = torch.linalg.vecdot(gradient, unit)
                 # A column too short to have a direction is only scaled.
@@ -146,8 +147,11 @@ class _Store:
         return total.to(self.raw.dtype)
 
 
-def _parts(length: int) -> list[slice]:
-    return [slice(start, min(start + ROWS_AT_A_TIME, length)) for start in range(0, length, ROWS_AT_A_TIME)]
+def row_slices(matrix: Tensor) -> list[slice]:
+    """Slices of the rows of a matrix (n, d), as large as its device handles well."""
+    length, dim = matrix.shape
+    step = ROWS_AT_A_TIME if matrix.device.type == "cpu" else max(ROWS_AT_A_TIME, NUMBERS_ON_GPU // max(1, dim))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 class _Handle(torch.autograd.Function):

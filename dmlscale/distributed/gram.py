@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from dmlscale.distributed.columns import Columns
 
-ENTRIES_AT_A_TIME = 2**17  # of the K x K blocks
+# Of the K x K blocks on CPU; of these or their centers, whichever are more, on a GPU.
+ENTRIES_ON_CPU, ENTRIES_ON_GPU = 2**17, 2**24
 Value = Callable[[Tensor], Tensor]
 
 
@@ -29,7 +30,10 @@ def sum_of_centers(columns: Columns, depth: int, value: Value) -> Tensor:
 
 def _parts(columns: Columns, depth: int) -> Iterator[tuple[slice, Tensor]]:
     """Rows of some classes, and their centers (classes, K, d)."""
-    step = max(1, ENTRIES_AT_A_TIME // depth**2)
+    if columns.raw.device.type == "cpu":
+        step = max(1, ENTRIES_ON_CPU // depth**2)
+    else:
+        step = max(1, ENTRIES_ON_GPU // (depth * max(depth, columns.raw.shape[1])))
     for first in range(0, len(columns) // depth, step):
         rows = slice(first * depth, (first + step) * depth)
         yield rows, columns.at(rows).unflatten(0, (-1, depth))

@@ -64,11 +64,11 @@ def _distances(setting: HingeSums, sides: Sides, cell: Cell) -> Tensor:
 
 def _depths(setting: HingeSums, thresholds: Tensor) -> dict[int, int]:
     """How many thresholds the rows of a band have at most, by its first row: a large class costs its own rows only."""
-    numbers = (thresholds > -torch.inf).sum(1)
-    return {
-        top: int(numbers[top : top + setting.grid.tile_rows].max())
-        for top in range(0, len(numbers), setting.grid.tile_rows)
-    }
+    numbers, height = (thresholds > -torch.inf).sum(1), setting.grid.tile_rows
+    tops = range(0, len(numbers), height)
+    most = [numbers[top : top + height].max() for top in tops]
+    # All at once: each one that is read waits for the device.
+    return dict(zip(tops, torch.stack(most).tolist() if most else [], strict=True))
 
 
 def _hinge(distance: Tensor, threshold: Tensor, above: Tensor | None, out: Tensor) -> Tensor:

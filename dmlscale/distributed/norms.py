@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dmlscale.distributed.columns import ROWS_AT_A_TIME
+from dmlscale.distributed.columns import row_slices
 from dmlscale.distributed.grid import Cell
 from dmlscale.distributed.sides import Sides
 
@@ -37,6 +37,5 @@ class Norms:
         to_rows.addcmul_(by_row[:, None], self._sides.rows, value=-1)
         if to_columns is None:
             return
-        for start in range(0, len(to_columns), ROWS_AT_A_TIME):
-            part = slice(start, start + ROWS_AT_A_TIME)
+        for part in row_slices(to_columns):
             to_columns[part].addcmul_(by_column[part, None], self._sides.columns.at(part), value=-1)

@@ -121,6 +121,8 @@ class Judge:
             )
         else:
             message = f"all ranks have been at {last} for {seconds:.0f} s: a collective that does not end"
+        if any(beat.is_first for beat in here.values()):
+            message += "; if a start may take so long, raise resources.first_step_timeout_s"
         return Verdict("stalled", message, last.step, tuple(behind))
 
 

@@ -30,12 +30,13 @@ def run_local(task: Task, resources: ResourcesConfig) -> dict[str, Any]:
         has_begun = task.kind == "train"
         return job()
     except Exception as error:
-        advice = []
         if is_out_of_memory(error):
             advice = memory_advice(task.settings, on_device=is_on_device(error))
-        elif not (has_begun and type(error).__module__.startswith("dmlscale.")):
-            raise
-        raise WorkersFailedError({0: first_line(error)}, task.folder, advice) from error
+            raise WorkersFailedError({0: first_line(error)}, task.folder, advice) from error
+        if has_begun and type(error).__module__.startswith("dmlscale."):
+            # All of it: what to do is at its end, and there is no log in which it could be read.
+            raise WorkersFailedError({0: f"{type(error).__name__}: {error}"}, task.folder) from error
+        raise
 
 
 def local_device(resources: ResourcesConfig) -> torch.device:

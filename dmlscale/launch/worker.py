@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -134,8 +133,7 @@ class Training:
             fault=progress.fault,
             writes=world.rank == 0,
         )
-        hosts = self._ranks.texts(socket.gethostname())
-        self._slow_ranks = SlowRanks(hosts, fault=progress.fault, message=progress.message)
+        self._slow_ranks = SlowRanks(self._attempt.hosts, fault=progress.fault, message=progress.message)
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates at the end, and returns the final figures; the tracker is closed whatever happens."""

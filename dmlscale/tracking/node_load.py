@@ -55,8 +55,7 @@ class NodeLoad(NullTracker):
     def __init__(self, folder: Path, rank: int, *, interval_s: float = 5.0) -> None:
         self._file = _file_of(folder, rank)
         self._number = 0
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._has_folder = False
         self._sampler = SystemSampler(self._write, interval_s=interval_s)
 
     def finish(self, status: Status = "FINISHED", reason: str = "") -> int:
@@ -72,6 +71,9 @@ class NodeLoad(NullTracker):
         self._number += 1
         partial = self._file.with_suffix(".partial")
         with suppress(OSError):  # a disk that is full now need not be at the next sample
+            if not self._has_folder:  # once: one that is gone again was removed by a later start
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                self._has_folder = True
             partial.write_text(json.dumps({"number": self._number, "metrics": dict(metrics)}))
             partial.replace(self._file)
 
@@ -111,7 +113,8 @@ class NodeLoads:
     def _unread(self, file: Path) -> dict[str, float]:
         try:
             said = json.loads(file.read_text())
-            number, metrics = int(said["number"]), dict(said["metrics"])
+            number = int(said["number"])
+            metrics = {name: float(value) for name, value in dict(said["metrics"]).items()}
         except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
             return {}
         if number == self._numbers.get(file):

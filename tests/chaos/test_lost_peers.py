@@ -23,7 +23,7 @@ pytestmark = [
 STEPS = 1000
 HEARTBEAT_TIMEOUT_S = 5.0
 # For the end of the healthy workers, and for the driver to read what they noted, on a machine that is busy.
-SLACK_S = 4.0
+SLACK_S = 6.0
 
 
 def test_a_hung_worker_and_a_cut_network_are_noticed_in_time(tmp_path: Path) -> None:

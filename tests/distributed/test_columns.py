@@ -238,3 +238,12 @@ def test_columns_without_gradient() -> None:
     plain = read_plainly(mine.raw.detach(), mine.rows, unit=True)
     wanted = torch.stack([plain[name] for name in READERS]).sum()
     close(torch.autograd.grad(value, mine.rows)[0], torch.autograd.grad(wanted, mine.rows)[0])
+
+
+def test_a_gpu_gets_larger_slices() -> None:
+    """All rows once, on either; the meta device stands for one that is no CPU."""
+    for device, number in (("cpu", 49), ("meta", 2)):
+        slices = module.row_slices(torch.empty(200_000, 128, device=device))
+        assert len(slices) == number
+        assert [n for part in slices for n in range(200_000)[part]] == list(range(200_000))
+    assert len(module.row_slices(torch.empty(10_000, 16_384, device="meta"))) == 3

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -114,6 +114,20 @@ def test_all_in_one_place_is_a_collective_that_does_not_end() -> None:
     verdict = Court().until_verdict(range(4), 57, "step")
     assert (verdict.kind, verdict.suspects) == ("stalled", (0, 1, 2, 3))
     assert verdict.message.startswith("all ranks have been at step 57 (step) for 6")
+
+
+def test_before_the_first_step_is_done_a_limit_of_its_own_holds_and_is_named() -> None:
+    limits = replace(LIMITS, first_step_timeout_s=900)
+    court = Court(Judge(PEERS, limits, 0.0))
+    while (verdict := court.look()) is None:
+        assert court.now < 2 * limits.first_step_timeout_s
+        for rank in range(4):
+            # One has done its first step, and waits for those that compile in theirs.
+            court.beats[rank] = Beat(5, "data", timed=True) if rank == 0 else Beat(4, "step", is_first=True)
+            court.counts[rank] = court.counts.get(rank, 0) + 1
+    assert (verdict.kind, verdict.suspects) == ("stalled", (1, 2, 3))
+    assert limits.first_step_timeout_s <= court.now <= limits.first_step_timeout_s + 2 * PERIOD
+    assert verdict.message.endswith("; if a start may take so long, raise resources.first_step_timeout_s")
 
 
 @pytest.mark.parametrize("phase", sorted(set(PHASES) - set(TIMED_PHASES) - {"end", "failed"}))

@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmlscale.data.packing.pack import ensure_packed
-from dmlscale.data.packing.writing import PackOptions
-from dmlscale.data.sources.glyphs import Glyphs
 from tests.integration.runs import write_config
 
 HERE = Path(__file__).parent
@@ -26,14 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """Of the tests."""
     return torch.device("cuda", torch.cuda.current_device())
-
-
-@pytest.fixture(scope="session")
-def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small packed set: 24 classes to train on, 24 others to test."""
-    folder = tmp_path_factory.mktemp("data") / "glyphs"
-    ensure_packed(Glyphs(limit_classes=24, num_processes=1), folder, PackOptions(num_processes=1))
-    return folder
 
 
 @pytest.fixture

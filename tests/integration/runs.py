@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import tempfile
@@ -28,7 +30,8 @@ def _empty_store() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 
     folder = tempfile.TemporaryDirectory(prefix="store-")
     file = Path(folder.name) / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
+    with contextlib.redirect_stderr(io.StringIO()):  # whoever asks first may look at what a command says there
+        MlflowClient(f"sqlite:///{file}").search_experiments()
     return file, folder
 
 

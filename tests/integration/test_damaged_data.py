@@ -93,6 +93,7 @@ def test_a_missing_or_empty_file_is_one_clear_error(
 ) -> None:
     damage(copy / name)
     config = write_config(tmp_path / "damaged.yaml", copy, tmp_path)
+    (tmp_path / "mlflow.db").unlink()  # nobody has one before the first run
     assert main(["train", str(config), "--local"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -164,6 +164,7 @@ def test_a_cluster_without_a_dashboard_is_refused(glyphs: Path, tmp_path: Path, 
             if "Ray runtime started" in line:
                 break
         sweep = write_sweep(tmp_path, glyphs)
+        (tmp_path / "mlflow.db").unlink()  # nobody has one before the first sweep
         environment |= {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         command = [sys.executable, "-m", "dmlscale.cli", "tune", str(sweep), "sweep.name=s"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)

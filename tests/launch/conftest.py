@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from tests.integration.conftest import config_file, glyphs
+from tests.integration.conftest import config_file
 
-__all__ = ["config_file", "glyphs"]
+__all__ = ["config_file"]

@@ -8,6 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from dmlscale.tracking.mlflow import MlflowTracker, begin_run
 from dmlscale.tracking.node_load import NodeLoad, NodeLoads, first_ranks, load_folder
+from dmlscale.tracking.spools import read_all
 
 HOSTS = ("n0", "n0", "n1", "n1", "n2")
 OWN = {"cpu": 5.0}
@@ -56,7 +57,7 @@ def test_a_damaged_file_is_no_sample(tmp_path: Path) -> None:
     loads = NodeLoads(folder, HOSTS)
     sampled_once(folder, 2)
     whole = (folder / "rank_2.json").read_text()
-    for text in (whole[:-9], "", "[]", "null", '{"number": 1}'):
+    for text in (whole[:-9], "", "[]", "null", '{"number": 1}', '{"number": 2, "metrics": {"cpu": "high"}}'):
         (folder / "rank_2.json").write_text(text)
         assert loads.named(OWN) == {"system/n0/cpu": 5.0}
     (folder / "rank_2.json").write_text(whole)
@@ -80,16 +81,35 @@ def test_a_folder_that_cannot_be_written_costs_the_samples_alone(tmp_path: Path)
     assert NodeLoads(load_folder(tmp_path, 1), HOSTS).named(OWN) == {"system/n0/cpu": 5.0}
 
 
+def test_samples_come_as_soon_as_the_folder_can_be_made(tmp_path: Path) -> None:
+    folder = load_folder(tmp_path, 1)
+    (tmp_path / "tracking").write_text("a file in its place")
+    node = NodeLoad(folder, 2, interval_s=60)
+    (tmp_path / "tracking").unlink()
+    node.close()
+    assert len(NodeLoads(folder, HOSTS).named(OWN)) > 5
+
+
 def test_the_store_gets_all_machines_each_second_once(sqlite_uri: str, tmp_path: Path) -> None:
     run_id = begin_run(sqlite_uri, tmp_path, "tests", "run", tags={}, params={})
     folder = load_folder(tmp_path, 1)
     loads = NodeLoads(folder, ("a.cluster", "b.cluster"))
     tracker = MlflowTracker(sqlite_uri, tmp_path, system_interval_s=0.05, loads=loads)
     node = NodeLoad(folder, 1, interval_s=0.05)
-    time.sleep(1.3)
+    client = MlflowClient(sqlite_uri)
+    began_ms = client.get_run(run_id).info.start_time
+
+    def sampled_twice() -> bool:
+        """Whether each machine was, in two seconds."""
+        seconds: dict[str, set[int]] = {"a.cluster": set(), "b.cluster": set()}
+        for fields in read_all(tmp_path):
+            for name in fields.get("metrics", ()):
+                seconds[name.split("/")[1]].add((fields["time_ms"] - began_ms) // 1000)
+        return all(len(each) > 1 for each in seconds.values())
+
+    until(sampled_twice)
     node.close()
     assert tracker.finish() == 0
-    client = MlflowClient(sqlite_uri)
     names = {name for name in client.get_run(run_id).data.metrics if name.startswith("system/")}
     of_a, of_b = ({n.split("/", 2)[2] for n in names if n.startswith(f"system/{m}.cluster/")} for m in "ab")
     assert of_a == of_b >= {"cpu_utilization_percentage", "system_memory_usage_percentage"}

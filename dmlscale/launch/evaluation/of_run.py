@@ -120,11 +120,12 @@ class RunEvaluations:
         # Counts do not change from step to step: they would only be flat charts.
         named = {f"eval/{self._split}/{k}": v for k, v in metrics.items() if not k.startswith("num_")}
         self._tracker.log_metrics(named, step)
+        self._saver.evaluated(step, metrics)
+        # After all that is to be kept: an evaluation that is told here is not made up for after a kill.
         self._progress.say(step=step, steps=self._config.train.steps, evaluation=metrics, cost_s=self._cost())
         if metrics["num_skipped"]:
             skipped = f"{metrics['num_skipped']:,.0f} samples to evaluate could not be read and were skipped"
             self._progress.message(skipped)
-        self._saver.evaluated(step, metrics)
         if self._report is not None:
             self._watch.at(step, "report")
             self._report(metrics | {"step": step, "cost_s": self._cost()})

@@ -23,12 +23,10 @@ def answers(address: str) -> bool:
     """Whether a node of the cluster can be reached from this process now, whatever Ray thinks of it."""
     import ray
 
-    ports = [node["NodeManagerPort"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address]
-    if not ports:
-        return False
     try:
-        socket.create_connection((address, ports[-1]), _ANSWERS_WITHIN_S).close()
-    except OSError:
+        here = [node for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address]
+        socket.create_connection((address, here[-1]["NodeManagerPort"]), _ANSWERS_WITHIN_S).close()
+    except Exception:  # Ray's own, of many classes, while its head is away; or no such node; or it is silent
         return False
     return True
 
@@ -76,9 +74,9 @@ def failed_start(error: BaseException, before: Collection[str]) -> AttemptFailed
                     f"last words are in Ray's logs on {host}: worker-*-{entry['Pid']}.err"
                 )
         elif kind == "creation_task_failure_context":
-            lasting.append(f"a worker on {host} cannot start: {_last_line(context.formatted_exception_string)}")
+            lasting.append(f"a worker on {host} cannot start: {_line(context.formatted_exception_string, -1)}")
         else:
-            by_themselves.append(f"a worker on {host} cannot start: {_last_line(context.error_message)}")
+            by_themselves.append(f"a worker on {host} cannot start: {_line(context.error_message, 0)}")
     if lasting:
         return AttemptFailedError({-1: RuntimeError(lasting[0])})
     if by_themselves and not with_their_node:
@@ -89,5 +87,5 @@ def failed_start(error: BaseException, before: Collection[str]) -> AttemptFailed
     return AttemptFailedError({-1: error}, is_for_start=True)
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason is told"])[-1].strip()
+def _line(text: str, number: int) -> str:
+    return (text.strip().splitlines() or ["no reason is told"])[number].strip()

@@ -85,8 +85,12 @@ def read_notes(folder: Path, after: int) -> list[Note]:
         folder: of the run's attempts.
         after: number of the start before. Its workers may write theirs only now, from a node that is back.
     """
+    try:
+        paths = sorted(folder.glob("*.rank_*.json"))
+    except OSError:  # storage that is away for a moment
+        return []
     notes = []
-    for path in sorted(folder.glob("*.rank_*.json")):
+    for path in paths:
         try:
             if int(path.name.partition(".")[0]) > after:
                 said = json.loads(path.read_text())

@@ -247,7 +247,7 @@ class RunSaver:
         text = (
             f"checkpoint of step {failed.step} could not be written ({failed.reason}). It needs "
             f"{_mb(_num_bytes(self._last[1]))}{room}. Last good one: {self.newest or 'none'}. Free some space or "
-            "mend the place, then the same command goes on"
+            f"mend the place, then the same command with run.name={self._task.settings.run.name} goes on"
         )
         return CheckpointError(gather_texts(text, self._world)[0])
 

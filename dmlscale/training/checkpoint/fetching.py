@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,7 +24,8 @@ def load_newest(store: Store, tensors: Mapping[str, Tensor], world: World, say: 
     """Fills ``tensors`` in place from the newest checkpoint that is whole.
 
     What is far is copied to a temporary folder first, once for all ranks of a machine, and removed when it is read.
-    In a folder that all see, one that is damaged between being found whole and being read is passed over like others.
+    In a folder that all see, one that is damaged between being found whole and being read is passed over like others;
+    one that is still whole then is not, as those passed over may be removed.
 
     Args:
         store: of the checkpoints.
@@ -35,19 +37,19 @@ def load_newest(store: Store, tensors: Mapping[str, Tensor], world: World, say: 
         Its name, and where the run stood; None where there are no checkpoints. The same on every rank.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole; a tensor is missing, or has another shape or type;
-            or the storage does not answer. On all ranks alike.
+        CheckpointError: there are checkpoints, but none is whole; a whole one cannot be read by some rank; a tensor is
+            missing, or has another shape or type; or the storage does not answer. On all ranks alike.
     """
     if isinstance(store, LocalStore):
         newest = newest_for_all(store.folder, world, say, lambda path: damage_met(path, tensors, world))
-        return None if newest is None else (newest.name, read_record(newest))
+        return None if newest is None else (newest.name, together(partial(read_record, newest), world))
     token = text_of_rank_0(uuid.uuid4().hex, world)
     with together(lambda: Scratch(token), world) as scratch:
         newest = _newest_fetched(store, scratch.path, world, say)
         if newest is None:
             return None
         load(newest, tensors, world, is_verified=True)  # damage would be the copy's, and no reason to go back
-        return newest.name, read_record(newest)
+        return newest.name, together(partial(read_record, newest), world)
 
 
 def forget_others(store: Store, resumed: str | None) -> None:

@@ -45,14 +45,22 @@ def newest_for_all(
             every rank.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole. Nothing begins again from step 0 unasked.
+        CheckpointError: there are checkpoints, but none is whole: nothing begins again from step 0 unasked. Or
+            ``damage_met`` finds one damaged that is whole.
     """
     # On shared storage ranks may see a new folder at different times: rank 0's view counts.
     found = together(lambda: list_checkpoints(folder) if world.rank == 0 else [], world)
     names = text_of_rank_0("\n".join(path.name for path in reversed(found)), world).split()
 
     def damage_of(name: str) -> Sequence[str]:
-        return damage_for_all(folder / name, world) or damage_met(folder / name)
+        path = folder / name
+        if damage := damage_for_all(path, world):
+            return damage
+        met = damage_met(path)
+        if met and not damage_for_all(path, world):
+            # A machine that has lost the storage for a moment, say. What is passed over may be removed.
+            raise CheckpointError(f"{path} is whole, but a worker could not read it ({'; '.join(met)}): start again")
+        return met
 
     newest = first_whole(str(folder), names, damage_of, say)
     return None if newest is None else folder / newest

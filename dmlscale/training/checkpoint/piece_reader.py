@@ -104,7 +104,9 @@ def _fill(descriptor: int, place: _Place, overlap: Overlap) -> None:
     row_shape = place.shape[1:]
     row_bytes = math.prod(row_shape) * place.dtype.itemsize
     if into.is_cpu and into.is_contiguous() and all(ends == (0, n) for ends, n in zip(others, row_shape, strict=True)):
-        _read(descriptor, into.reshape(-1).view(torch.uint8), place.begin + start * row_bytes)
+        # Not `reshape`: a single value may have any stride, and counts as contiguous all the same.
+        values = into.as_strided((into.numel(),), (1,))
+        _read(descriptor, values.view(torch.uint8), place.begin + start * row_bytes)
         return
     step = max(1, _SLICE // max(1, row_bytes))
     buffer = torch.empty(min(step, stop - start) * row_bytes, dtype=torch.uint8)

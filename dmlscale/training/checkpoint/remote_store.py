@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ class RemoteStore:
         if self._scratch is None:
             self._scratch = Scratch()
         path = self._scratch.path / name
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)  # a machine may clear its temporary folder of what is old
         return path
 
     def deliver(self, name: str, file: str) -> None:
@@ -134,8 +135,19 @@ class RemoteStore:
             if not is_mine or target.exists():
                 return
             part = part_path(target)
-            self._try(lambda: self._files.get_file(self._path(name, file), str(part)), "read")
-            os.replace(part, target)
+            try:
+                self._try(lambda: self._copy(self._path(name, file), part), "read")
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)  # after an error: others need its space
+
+    def _copy(self, path: str, to: Path) -> None:
+        try:
+            self._files.get_file(path, str(to))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DataError(f"no space left for {to}: free some, or set TMPDIR to a larger folder") from error
+            raise
 
     @property
     def _files(self) -> AbstractFileSystem:

@@ -6,6 +6,7 @@ Whether somebody is at a folder is told by a lock beside it, which the kernel le
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -33,9 +34,13 @@ class Scratch:
         _remove_abandoned()
         # With the machine's name, as a lock may mean nothing on another one that sees the same temporary folder.
         lock = Path(tempfile.gettempdir()) / f"{_prefix()}{token or uuid.uuid4().hex}.lock"
-        kept = _kept(lock)
-        self.path = lock.with_suffix("")
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        try:
+            kept = _kept(lock)
+            self.path = lock.with_suffix("")
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            reason = f"{error.strerror}: set TMPDIR to a folder that can be written and whose files can be locked"
+            raise OSError(error.errno, reason, str(lock)) from error
         self._end = weakref.finalize(self, _leave, kept, lock, os.getpid())
 
     def __enter__(self) -> Self:
@@ -46,7 +51,8 @@ class Scratch:
 
 
 def _prefix() -> str:
-    return f"checkpoint-{socket.gethostname()}-"
+    # No name of a machine has "@" in it, and so none is how another one begins.
+    return f"checkpoint-{socket.gethostname()}@"
 
 
 def _kept(lock: Path) -> BinaryIO:
@@ -71,7 +77,7 @@ def _remove_unless_kept(lock: Path) -> None:
 
 
 def _remove_abandoned() -> None:
-    for lock in Path(tempfile.gettempdir()).glob(f"{_prefix()}*.lock"):
+    for lock in Path(tempfile.gettempdir()).glob(f"{glob.escape(_prefix())}*.lock"):
         with suppress(OSError):
             if lock.lstat().st_uid == os.geteuid():
                 _remove_unless_kept(lock)

@@ -66,7 +66,7 @@ def test_the_fault_is_told_whether_its_machine_answers_or_not(tmp_path: Path, ki
     began = time.monotonic()
     with pytest.raises(GaveUpError) as ended:
         Supervisor(task, resources, attempt, lambda: None, said.append).run()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     (line,) = said
     kernel = f"rank 0 on {HERE} was killed, probably by the kernel: there was too little memory on its machine"
     both = f"ranks 0, 1 on {', '.join(sorted((HERE, 'far')))} were killed (SIGKILL?)"

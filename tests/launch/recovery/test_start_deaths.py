@@ -7,6 +7,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+import ray
+from ray.core.generated.common_pb2 import ActorDeathCause, OomContext
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+from dmlscale.launch.recovery import start_deaths
 from dmlscale.launch.recovery.failures import Failure, classify
 
 _PROGRAM = """
@@ -87,3 +93,22 @@ def test_what_a_machine_cannot_import_is_not_tried_again() -> None:
 def told_by(name: str, text: str) -> Failure:
     """What becomes of an error of that class, which is known by its name."""
     return classify({-1: type(name, (RuntimeError,), {})(text)}, {})
+
+
+def test_a_worker_that_ray_ended_at_its_start_for_want_of_memory_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "Task was killed due to the node running low on memory.\nRefer to the documentation on how to address it."
+    entry = {"DeathCause": ActorDeathCause(oom_context=OomContext(error_message=text)), "Pid": 7}
+    entry["Address"] = {"NodeID": "a1", "IPAddress": "10.0.0.1"}
+    monkeypatch.setattr(start_deaths, "dead_workers", lambda: {"w1": entry})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a1", "NodeManagerHostname": "n1"}])
+    failed = start_deaths.failed_start(WorkerGroupStartupFailedError("Ray says no more"), set())
+    assert not failed.is_for_start
+    assert "a worker on n1 cannot start: Task was killed due to the node running low" in str(failed.errors[-1])
+    assert classify(failed.errors, {}).is_for_memory
+
+
+def test_without_a_cluster_no_node_answers() -> None:
+    assert not ray.is_initialized()
+    assert not start_deaths.answers("127.0.0.1")

@@ -18,6 +18,7 @@ from dmlscale.launch.errors import GaveUpError, WorkersFailedError
 from dmlscale.launch.recovery import supervision
 from dmlscale.launch.recovery.roster import write_place
 from dmlscale.launch.recovery.supervision import AttemptFailedError, Supervisor
+from dmlscale.launch.recovery.watch_notes import read_notes
 from dmlscale.launch.run import run_folder
 from dmlscale.launch.run.run_state import read_state
 from dmlscale.launch.task import Task
@@ -187,6 +188,10 @@ def test_an_end_for_good_that_follows_an_early_notice_is_an_end(task: Task) -> N
         workers.supervised()
     assert len(workers.said) == 1
     assert len(workers.folders) == 1
+
+
+def test_storage_that_cannot_be_listed_has_no_notes(tmp_path: Path) -> None:
+    assert read_notes(tmp_path / ("x" * 300), 0) == []
 
 
 def test_workers_that_hand_over_are_followed_by_others(task: Task) -> None:

@@ -50,7 +50,8 @@ def stop_in_the_middle(url: str, log: str, name: str, token: str) -> None:
     """Has something to upload, and copies a checkpoint, until it is killed."""
     store = RemoteStore(url, {"log": log, "stops": True})
     (store.stage(name) / "a.safetensors").write_bytes(b"to be uploaded")
-    store.fetch(name, Scratch(token).path)
+    with Scratch(token) as scratch:
+        store.fetch(name, scratch.path)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,31 @@ def test_the_one_before_is_read(gloo_pool: GlooPool, tmp_path: Path, num_ranks: 
         assert fault.endswith("): going back to step_00000200")
 
 
+def read_where_one_cannot(world: World, folder: Path) -> str:
+    """A rank that has lost the storage for a moment."""
+    said = [f"a: rank {world.num_ranks - 1} has a stale handle"]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.newest_for_all(folder, world, print, lambda path: said)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_whole_one_that_a_rank_cannot_read_is_not_passed_over(
+    gloo_pool: GlooPool, tmp_path: Path, num_ranks: int
+) -> None:
+    """Those passed over are removed."""
+    write(World(), tmp_path, [200, 300])
+    for text in gloo_pool.run(num_ranks, read_where_one_cannot, tmp_path):
+        assert text.startswith(f"{tmp_path}/step_00000300 is whole, but a worker could not read it (a: rank")
+
+
+def test_a_single_value_with_a_stride(tmp_path: Path) -> None:
+    path, into = tmp_path / "a.safetensors", torch.zeros(3)
+    file = write_pieces(path, [piece_here("x", torch.tensor([7.0]))])
+    read_overlaps(path, file, [Overlap(file.pieces[0], ((0, 1),), into[1::2])])
+    assert into.tolist() == [0.0, 7.0, 0.0]
+
+
 def test_what_does_not_fit_is_no_damage(tmp_path: Path) -> None:
     write(World(), tmp_path, [200, 300])
     with pytest.raises(CheckpointError, match="no tensor 'new'"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from dmlscale.distributed.world import World
+from dmlscale.training.checkpoint.errors import CheckpointError
 from dmlscale.training.checkpoint.remote_store import RemoteStore
 from dmlscale.training.checkpoint.scratch import Scratch
 from tests.distributed.pool import GlooPool
 from tests.training.checkpoint import counted
+from tests.training.checkpoint.counted import Counted
 from tests.training.checkpoint.test_store import read_newest, save
 
 NAME = "step_00000010"
@@ -96,9 +101,44 @@ def test_a_folder_is_there_until_the_last_one_leaves(temporary: Path) -> None:
 
 def test_what_is_of_others_stays(temporary: Path) -> None:
     """Of another machine that sees this folder, and of other programs."""
-    for other in ("checkpoint-another-machine-1", "checkpoint-1"):
+    others = ("checkpoint-another-machine@1", f"checkpoint-{socket.gethostname()}-2@1", "checkpoint-1")
+    for other in others:
         (temporary / other).mkdir()
         (temporary / f"{other}.lock").touch()
     with Scratch():
         pass
-    assert len(os.listdir(temporary)) == 4
+    assert len(os.listdir(temporary)) == 2 * len(others)
+
+
+def test_a_file_system_without_locks_is_told_with_what_to_do(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(OSError, match=rf"not implemented: set TMPDIR to .*: '{temporary}/checkpoint-"):
+        Scratch()
+
+
+def test_a_full_temporary_folder_is_told_and_what_came_is_removed(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(self: Counted, source: str, target: str) -> None:
+        Path(target).write_bytes(b"what fits")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = RemoteStore(f"counted://{tmp_path}/far", {"log": str(tmp_path / "log")})
+    save(store, World(), 10)
+    monkeypatch.setattr(Counted, "get_file", fill)
+    with Scratch() as scratch:
+        with pytest.raises(CheckpointError, match=rf"no space left for {scratch.path}/.*set TMPDIR"):
+            store.fetch(NAME, scratch.path)
+        assert os.listdir(scratch.path / NAME) == []
+
+
+def test_files_are_staged_again_where_the_temporary_folder_was_cleared(tmp_path: Path, temporary: Path) -> None:
+    store = RemoteStore(f"counted://{tmp_path}/far", {"log": str(tmp_path / "log")})
+    assert save(store, World(), 10) == [None]
+    for folder in folders(temporary):
+        shutil.rmtree(folder)
+    assert save(store, World(), 20) == [None]
+    assert store.complete() == ["step_00000010", "step_00000020"]

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -144,32 +142,26 @@ def test_a_place_that_may_only_be_read_is_told_before_the_first_step(config_file
     assert not task.progress.exists() or not said(task, "metrics")
 
 
-def fill_at(task: Task, step: int, disk: Path, until: int | None) -> threading.Thread:
-    """Fills the disk when the checkpoint of a step is there, and empties it when the run has come to another one."""
+def fill(disk: Path) -> None:
+    with (disk / "other").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
 
-    def reached(kind: str, step: int) -> bool:
-        if not task.progress.exists():
-            return False
-        lines = task.progress.read_text().splitlines()
-        return any(kind in entry and entry["step"] >= step for entry in map(json.loads, lines))
 
-    def act() -> None:
-        while not reached("checkpoint", step):
-            time.sleep(0.001)
-        with (disk / "other").open("wb", buffering=0) as file:
-            while True:
-                try:
-                    file.write(bytes(2**16))
-                except OSError:
-                    break
-        while until is not None and not reached("metrics", until):
-            time.sleep(0.001)
-        if until is not None:
+def work_on_a_full_disk(world: World, task: Task, disk: Path, since: int, until: int | None) -> dict[str, Any]:
+    """The disk is full from when the checkpoint of a step is told until the figures of another step are."""
+    say = Progress.say
+
+    def heard(progress: Progress, **entry: Any) -> None:
+        say(progress, **entry)
+        if world.rank == 0 and "checkpoint" in entry and entry["step"] == since:
+            fill(disk)
+        if world.rank == 0 and "metrics" in entry and entry["step"] == until:
             (disk / "other").unlink()
 
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "say", heard)
+        return work(task, world, CPU)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -181,9 +173,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     task = task_of(config_file, "full", "train.steps=40", "train.checkpoint_every=10",
                    f"train.checkpoint_folder={small_disk}")  # fmt: skip
     folder = small_disk / "full"
-    filler = fill_at(task, 10, small_disk, until=36)
-    result = gloo_pool.run(num_ranks, work_on_rank, task)[0]
-    filler.join()
+    result = gloo_pool.run(num_ranks, work_on_a_full_disk, task, small_disk, 10, 36)[0]
     first, *_ = (text for text in said(task, "fault") if text.startswith("checkpoint"))
     assert first.startswith(f"checkpoint of step 20 could not be written (No space left on device: {folder}")
     assert first.endswith(
@@ -199,9 +189,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
 def test_a_full_disk_stops_the_run_where_that_is_asked_for(config_file: Path, small_disk: Path) -> None:
     task = task_of(config_file, "stops", "train.steps=40", "train.checkpoint_every=10",
                    f"train.checkpoint_folder={small_disk}", "train.on_checkpoint_error=stop")  # fmt: skip
-    fill_at(task, 10, small_disk, until=None)
     with pytest.raises(CheckpointError) as caught:
-        run(task)
+        work_on_a_full_disk(World(), task, small_disk, 10, None)
     text = str(caught.value)
     assert text.startswith(f"checkpoint of step 20 could not be written (No space left on device: {small_disk}/stops)")
     assert "MB, " in text
@@ -217,9 +206,7 @@ def test_what_was_said_on_a_full_disk_is_there_later_whole_and_once(small_disk: 
     attempt = begin_attempt(small_disk / "attempts", World(), CPU)
     progress = Progress(small_disk / "progress.jsonl", attempt, speaks=True)
     progress.say(message="first")
-    with (small_disk / "other").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(2**12))
+    fill(small_disk)
     for number in range(100):
         progress.say(message=f"{number} " + "x" * 100)
     (small_disk / "other").unlink()

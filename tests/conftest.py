@@ -12,8 +12,11 @@ from dmlscale.data.packing.writing import PackOptions
 from dmlscale.data.sources.glyphs import Glyphs
 from tests.distributed.pool import GlooPool
 
-# How long an example takes says more of the machine's other work than of the code; pytest-timeout finds hangs.
-hypothesis.settings.register_profile("no_deadline", deadline=None)
+# How long an example takes, or its data take to make, says more of the machine's other work than of the code;
+# pytest-timeout finds hangs.
+hypothesis.settings.register_profile(
+    "no_deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("no_deadline")
 
 

@@ -90,6 +90,14 @@ class Training:
         self._config = task.settings
         limits = watch_limits(self._config.resources)
         self._watch = Watch(self._attempt, world, device, limits, restartable=restartable, tell=progress.fault)
+        try:
+            self._set_up(report)
+        except BaseException as error:
+            self._watch.end(error)  # or it would take a process that goes on, as a notebook does, for one that hangs
+            raise
+
+    def _set_up(self, report: Report | None) -> None:
+        task, world, device, progress = self._task, self._world, self._device, self._progress
         self._index = build.open_index(self._config)
         check_same_dataset(Path(task.folder), self._index)  # that the driver looked at, which may be on another machine
         self._embedder: Embedder = build.build_embedder(self._config)

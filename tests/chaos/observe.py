@@ -77,8 +77,9 @@ class TimedLog:
 
     def _follow(self) -> None:
         while not self._over.wait(0.05):
-            now = time.monotonic()
-            self.lines += [Line(now, text) for text in self._tail.new_lines()]
+            new = self._tail.new_lines()
+            now = time.monotonic()  # not before: no line has a time at which it was not there yet
+            self.lines += [Line(now, text) for text in new]
 
 
 class ProgressLog:

@@ -19,8 +19,8 @@ def on_host(hosts: Hosts, name: str, *words: str) -> list[psutil.Process]:
         with suppress(psutil.Error, OSError):
             line = " ".join(process.cmdline())
             if line and _space(process.pid) == space and all(word in line for word in words):
-                found.append(process)
-    return sorted(found, key=lambda process: process.create_time())
+                found.append((process.create_time(), process.pid, process))
+    return [process for *_, process in sorted(found)]
 
 
 def _space(pid: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -32,10 +33,15 @@ class SharedDisk:
         self._run("umount", "--lazy", str(self.path))
 
     def fill(self) -> None:
-        """Leaves no byte free."""
+        """Leaves no byte free; takes also what has become free since the last time."""
+        deadline = time.monotonic() + 60
         with (self.path / _BALLAST).open("ab") as file:
             while free := os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
+                try:
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
+                except OSError:  # somebody else has taken some of it meanwhile
+                    if time.monotonic() > deadline:
+                        raise
 
     def empty(self) -> None:
         """Gives the room back."""

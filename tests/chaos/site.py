@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ class Site:
         """Sends a signal to the command itself and waits until it has ended; returns its exit code."""
         assert self.driver is not None
         for process in on_host(self.hosts, DRIVER_HOST, *_DRIVER):
-            process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it ended with the one before
+                process.send_signal(number)
         return self.driver.wait(120)
 
     def power_on(self, name: str) -> None:
@@ -180,7 +181,17 @@ def site_of(folder: Path, *, steps: int, head_cpus: float = 1, **resources: Any)
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Processes, namespaces and mounts of a site that is no more; there must be none."""
+    """Processes, namespaces and mounts of a site that is no more; there must be none.
+
+    Processes are given a little time to be gone: those that wait for one on a host end after it.
+    """
+    deadline = time.monotonic() + 30
+    while (found := _left_now(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _left_now(folder: Path) -> list[str]:
     spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.splitlines()
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(folder) in line]
     own = f"dml{os.getpid()}x"

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.chaos.processes import on_host
 from tests.hosts.network import Hosts
@@ -38,7 +41,7 @@ class TrackerOnHost:
         command += ["--artifacts-destination", str(self._folder / "files")]
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "1"}
         self._process = self._hosts.start(self._name, command, log=self._folder / "server.log", env=environment)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while self._hosts.run(self._name, [sys.executable, "-c", _IS_WELL]).returncode != 0:
             if time.monotonic() > deadline:
                 raise TimeoutError((self._folder / "server.log").read_text())
@@ -49,8 +52,14 @@ class TrackerOnHost:
         self._signal(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """It takes connections, and answers none."""
+        """It takes connections, and answers none. The command that waits for it has stopped too when this returns."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        deadline = time.monotonic() + 60
+        while psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the command that waits for the server has not stopped with it")
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         """It goes on, and so does the command that waits for it, which stopped with it."""
@@ -60,5 +69,6 @@ class TrackerOnHost:
 
     def _signal(self, number: signal.Signals) -> None:
         for process in on_host(self._hosts, self._name, "mlflow"):
-            if "dmlscale" not in " ".join(process.cmdline()):
-                process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it ended with the one before
+                if "dmlscale" not in " ".join(process.cmdline()):
+                    process.send_signal(number)

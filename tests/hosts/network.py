@@ -27,7 +27,7 @@ def why_no_hosts() -> str | None:
     """What is missing here, as a reason to skip; None where hosts can be made."""
     if os.geteuid() != 0:
         return "hosts in network namespaces need root"
-    missing = [name for name in ("ip", "tc", "unshare", "nsenter", "mount") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "unshare", "nsenter", "setpriv", "mount") if shutil.which(name) is None]
     if missing:
         return f"hosts in network namespaces need {', '.join(missing)}"
     name = f"dmlprobe{os.getpid()}"
@@ -112,7 +112,7 @@ class Hosts:
     def start(
         self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Starts a command on a host; its output goes to ``log``. A signal to it reaches the command itself."""
+        """Starts a command on a host; its output goes to ``log``. Whoever ends what is returned kills the command."""
         with log.open("ab") as file:
             return subprocess.Popen(
                 self._on(name, command, env), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
@@ -147,9 +147,16 @@ class Hosts:
     def power_off(self, name: str) -> None:
         """Ends a host and everything on it at once."""
         process = self._first.pop(name)
+        # The network's end of the cable too, which would else stay until the kernel has cleared the host away.
+        with suppress(subprocess.CalledProcessError):
+            _ip("-n", self._switch, "link", "del", name)
+        first = _only_child(process.pid) if process.poll() is None else None
         process.send_signal(signal.SIGKILL)  # unshare takes its child, and that all processes of the host, along
         process.wait()
-        time.sleep(0.1)
+        if process.stderr is not None:
+            process.stderr.close()
+        if first is not None:
+            _wait_for_end(first)
         with suppress(subprocess.CalledProcessError):
             _ip("netns", "del", self._space(name))
 
@@ -179,9 +186,10 @@ class Hosts:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not ready.exists():
             if self._first[name].poll() is not None or time.monotonic() > deadline:
+                self._first[name].kill()  # or what it says would have no end
                 stderr = self._first[name].stderr
                 raise RuntimeError(f"host {name} did not start: {stderr.read().decode() if stderr else ''}")
             time.sleep(0.02)
@@ -206,12 +214,23 @@ class Hosts:
         target = str(self.first_process(name))
         variables = [f"{key}={value}" for key, value in {"HOME": str(self.home(name)), **(env or {})}.items()]
         enter = ["nsenter", "-t", target, "-m", "-u", "-i", "-p", "-n", f"--wd={os.getcwd()}"]
-        return [*enter, "env", *variables, *map(str, command)]
+        # The command is a child of nsenter, and would else live on when that is ended.
+        return [*enter, "setpriv", "--pdeathsig", "KILL", "env", *variables, *map(str, command)]
 
 
 def _only_child(pid: int) -> int:
     """The first process of a host, which ``unshare`` waits for."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def _wait_for_end(first: int) -> None:
+    """Waits, for a while, until the first process of a host is gone: it is the last one there to go."""
+    deadline = time.monotonic() + 20
+    with suppress(OSError):  # it is gone
+        while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
 
 
 def _ip(*arguments: str) -> None:

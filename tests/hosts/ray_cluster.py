@@ -70,6 +70,7 @@ class RayOnHosts:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_monitor_refresh_ms": "0",  # it looks at the whole machine, other tests included
             "RAY_DISABLE_MEMORY_MONITOR": "1",
+            "RAY_worker_niceness": "0",  # of 15 by itself, and other tests' processes would go first
             "RAY_raylet_start_wait_time_s": "120",  # a machine that is busy with other tests needs longer than 30
             **self._env,
             **self._env_of.get(name, {}),

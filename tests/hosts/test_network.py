@@ -20,12 +20,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
 
 
-def ping(hosts: Hosts, source: str, target: str) -> bool:
+def ping(hosts: Hosts, source: str, target: str, *, seconds: float) -> bool:
     script = (
         "import socket,sys\n"
-        "s=socket.create_connection((sys.argv[1], 7000), timeout=1); s.shutdown(1); sys.exit(s.recv(1) != b'x')"
+        "s=socket.create_connection((sys.argv[1], 7000), timeout=float(sys.argv[2])); s.shutdown(1)\n"
+        "sys.exit(s.recv(1) != b'x')"
     )
-    return hosts.run(source, ["python3", "-c", script, hosts.address(target)]).returncode == 0
+    return hosts.run(source, ["python3", "-c", script, hosts.address(target), str(seconds)]).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def sink(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         "socketserver.TCPServer(('0.0.0.0', 7000), Sink).serve_forever()"
     )
     process = hosts.start("n1", ["python3", "-c", script], log=tmp_path_factory.mktemp("log") / "sink.log")
-    deadline = time.monotonic() + 10
-    while not ping(hosts, "n0", "n1"):
+    deadline = time.monotonic() + 60
+    while not ping(hosts, "n0", "n1", seconds=10):
         assert time.monotonic() < deadline
     yield
     process.terminate()
@@ -66,9 +67,9 @@ def test_processes_of_others_are_not_seen(hosts: Hosts) -> None:
 @pytest.mark.usefixtures("sink")
 def test_a_cable_can_be_pulled(hosts: Hosts) -> None:
     hosts.cut("n1")
-    assert not ping(hosts, "n0", "n1")
+    assert not ping(hosts, "n0", "n1", seconds=1)
     hosts.heal("n1")
-    assert ping(hosts, "n0", "n1")
+    assert ping(hosts, "n0", "n1", seconds=30)
 
 
 @pytest.mark.usefixtures("sink")
@@ -77,7 +78,8 @@ def test_a_link_can_be_slow(hosts: Hosts) -> None:
     slowed = seconds_to_send(hosts, 1_000_000)
     hosts.full_speed("n1")
     assert slowed > 0.4  # of the 0.5 that 8 Mbit take
-    assert seconds_to_send(hosts, 1_000_000) < 0.2
+    # Once of many times, since a busy machine takes longer by itself; a slow link never is as fast.
+    assert any(seconds_to_send(hosts, 1_000_000) < 0.2 for _ in range(50))
 
 
 def seconds_to_send(hosts: Hosts, num_bytes: int) -> float:
@@ -89,11 +91,22 @@ def seconds_to_send(hosts: Hosts, num_bytes: int) -> float:
     return float(hosts.run("n0", ["python3", "-c", script, hosts.address("n1"), str(num_bytes)]).stdout)
 
 
+def test_a_command_ends_with_what_was_returned_for_it(hosts: Hosts) -> None:
+    process = hosts.start("n0", ["sleep", "1234"], log=Path(os.devnull))
+    deadline = time.monotonic() + 60
+    while not (there := hosts.run("n0", ["pgrep", "-x", "sleep", "-a"]).stdout).count("sleep 1234"):
+        assert time.monotonic() < deadline, there
+    process.terminate()
+    assert process.wait(30) != 0
+    while "sleep 1234" in hosts.run("n0", ["pgrep", "-x", "sleep", "-a"]).stdout:
+        assert time.monotonic() < deadline
+
+
 def test_power_off_and_on(tmp_path: Path) -> None:
     with Hosts(2, tmp_path) as hosts:
         process = hosts.start("n1", ["sleep", "100"], log=tmp_path / "log")
         hosts.run("n1", ["touch", str(hosts.home("n1") / "kept")])
         hosts.power_off("n1")
-        assert process.wait(5) != 0
+        assert process.wait(30) != 0
         hosts.power_on("n1")
         assert hosts.run("n1", ["ls", str(hosts.home("n1"))]).stdout.strip() == "kept"

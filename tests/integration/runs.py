@@ -21,6 +21,11 @@ from dmlscale.launch.task import Task
 from dmlscale.launch.worker import work
 
 CPU = torch.device("cpu")
+# Environment of a command that starts Ray of its own, on a machine that has other work.
+BESIDE_OTHERS = {
+    "RAY_memory_monitor_refresh_ms": "0",  # it looks at the whole machine
+    "RAY_worker_niceness": "0",  # of 15 by itself, and all other work would go first, for minutes
+}
 
 
 @cache
@@ -86,8 +91,10 @@ def work_on_rank(world: World, task: Task) -> dict[str, Any]:
 
 
 def steps_of(folder: str | Path) -> dict[int, dict[str, Any]]:
-    """What was logged at each step; the last word counts where a step was repeated."""
-    entries = [json.loads(line) for line in (Path(folder) / "progress.jsonl").read_text().splitlines()]
+    """What was logged at each step; the last word counts where a step was repeated. The run may be going on."""
+    text = (Path(folder) / "progress.jsonl").read_text()
+    whole = text[: text.rfind("\n") + 1]  # the last line may just be being written
+    entries = [json.loads(line) for line in whole.splitlines()]
     return {entry["step"]: entry for entry in entries if "metrics" in entry}
 
 

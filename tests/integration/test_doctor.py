@@ -98,7 +98,7 @@ def mlflow_server(hosts: Hosts, name: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def done(result: subprocess.CompletedProcess[str]) -> None:

@@ -18,7 +18,7 @@ from dmlscale.data.glyphs.fetch import fetch
 from dmlscale.data.index import Index
 from dmlscale.data.packing.pack import pack
 from dmlscale.data.sources.han import Han
-from tests.integration.runs import steps_of, write_config
+from tests.integration.runs import BESIDE_OTHERS, steps_of, write_config
 
 # Of those that draw most of the characters of Big5: seven pictures of most classes, so that packing is short.
 DESIGNS = ("HanaMin", "BabelStoneHan", "WQY-ZenHei", "AR-UKai", "AR-UMing", "cwMing", "cwKai")
@@ -59,7 +59,7 @@ def test_ten_thousand_classes_train_on_two_ray_workers(packed: Path, tmp_path: P
         *("data.classes_per_batch=40", "train.steps=250", "train.checkpoint_every=250"),
     ]
     command = [sys.executable, "-m", "dmlscale.cli", "train", str(config), *options, "--json", str(figures)]
-    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+    environment = os.environ | BESIDE_OTHERS
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     logged = {step: entry["metrics"] for step, entry in steps_of(tmp_path / "runs" / "han").items()}

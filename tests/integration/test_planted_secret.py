@@ -16,7 +16,7 @@ import yaml
 
 from dmlscale.cli import main
 from tests.data.servers import S3Server
-from tests.integration.runs import write_config
+from tests.integration.runs import BESIDE_OTHERS, write_config
 
 PLANTED = {
     "PLANTED_KEY": "pl4nted-key-7f3a9c",
@@ -55,7 +55,7 @@ def far_config(folder: Path, glyphs: Path, server: S3Server, **options: Any) -> 
 
 def run(folder: Path, temporary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
-    own = {"HOME": str(folder / "home"), "RAY_TMPDIR": str(temporary), "RAY_memory_monitor_refresh_ms": "0"}
+    own = {"HOME": str(folder / "home"), "RAY_TMPDIR": str(temporary)} | BESIDE_OTHERS
     command = [sys.executable, "-m", "dmlscale.cli", "train", *arguments]
     return subprocess.run(
         command, env=environment | PLANTED | own, cwd=folder, capture_output=True, text=True, timeout=280
@@ -64,7 +64,15 @@ def run(folder: Path, temporary: Path, *arguments: str) -> subprocess.CompletedP
 
 def files_with_mark(*folders: Path) -> list[Path]:
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return [path for path in files if MARK in path.read_bytes()]
+    return [path for path in files if MARK in content(path)]
+
+
+def content(path: Path) -> bytes:
+    """Of a file, which may be deleted at this moment: Ray's processes tidy up after the command has ended."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @pytest.mark.parametrize("how", ["local", pytest.param("ray", marks=pytest.mark.slow)])

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.pool import GlooPool
-from tests.integration.runs import batches, curve, task_of, work_on_rank
+from tests.integration.runs import BESIDE_OTHERS, batches, curve, task_of, work_on_rank
 
 SHARED = ("resources.cpus_per_worker=0.5", "evaluation.raw_pixels=false")
 
 
 def start(config_file: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dmlscale.cli", "train", str(config_file), *SHARED, *arguments]
-    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+    environment = os.environ | BESIDE_OTHERS
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -41,12 +41,13 @@ def test_two_ray_workers_follow_the_curve_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_saves_the_run(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "runs" / "stopped"
     arguments = ("run.name=stopped", "resources.workers=2", "train.steps=3000", "train.checkpoint_every=3000")
     process = start(config_file, *arguments)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (folder / "progress.jsonl").exists() or len(batches(folder)) < 3:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

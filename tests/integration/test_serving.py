@@ -59,9 +59,11 @@ def model(store: Path) -> EmbeddingModel:
 @pytest.fixture(scope="module")
 def address(store: Path) -> Iterator[str]:
     """Of the running server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Bound for all that time: nobody else gets the port. The server does, since both allow it and only one listens.
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    port = reserved.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}/1"]
     options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {
@@ -79,6 +81,7 @@ def address(store: Path) -> Iterator[str]:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(20)
+        reserved.close()
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

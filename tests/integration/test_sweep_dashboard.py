@@ -16,7 +16,7 @@ import yaml
 from dmlscale.tuning.outcomes import Outcome, ranked
 from dmlscale.tuning.trial import read_outcomes
 from tests.integration.browser import Visitor, needs_browser, visitor
-from tests.integration.runs import write_config
+from tests.integration.runs import BESIDE_OTHERS, write_config
 from tests.tracking.conftest import MlflowServer
 
 pytestmark = [*needs_browser, pytest.mark.timeout(900)]
@@ -77,7 +77,7 @@ def swept(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sw
     server.start()
     try:
         command = [sys.executable, "-m", "dmlscale.cli", "tune", str(write_sweep(folder, glyphs, server.uri))]
-        environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+        environment = os.environ | BESIDE_OTHERS
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         swept = Swept(server.uri, folder / "runs" / "margins", done.stdout)

@@ -10,16 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
 from dmlscale.config.load import load_config
 from dmlscale.tuning.trial import read_outcomes
-from tests.integration.runs import curve, write_config
+from tests.integration.runs import BESIDE_OTHERS, curve, write_config
 from tests.tracking.conftest import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -60,7 +62,7 @@ def write_sweep(folder: Path, data: Path, **parts: Any) -> Path:
 
 def start(sweep: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dmlscale.cli", "tune", str(sweep), "sweep.name=s", *arguments]
-    environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
+    environment = os.environ | BESIDE_OTHERS
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -88,14 +90,24 @@ def wait_for_ends(process: subprocess.Popen[str], folder: Path, count: int, *sta
         time.sleep(0.1)
 
 
+def wait_for_end_of(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + 120
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline, process
+                time.sleep(0.05)
+
+
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(glyphs: Path, tmp_path: Path) -> None:
     sweep, folder = write_sweep(tmp_path, glyphs), tmp_path / "runs" / "s"
     process = start(sweep)
     wait_for_ends(process, folder, 1, "finished")
+    cluster = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
+    wait_for_end_of(cluster)  # which ends with the command; until then a trial may write
     before = ended(folder, "finished", "stopped")
-    time.sleep(5)  # the processes of its cluster end with it
     process = start(sweep, "--resume")
     wait_for_ends(process, folder, 5, "finished", "stopped", "failed")
     process.terminate()

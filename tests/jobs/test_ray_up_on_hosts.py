@@ -76,18 +76,22 @@ def cluster_file(hosts: Hosts, folder: Path) -> Path:
     return path
 
 
-def run(hosts: Hosts, *command: str | Path, timeout: float = 200) -> str:
+def try_to_run(hosts: Hosts, *command: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
-    done = hosts.run(USER, [*map(str, command)], env=environment, timeout=timeout)
+    return hosts.run(USER, [*map(str, command)], env=environment, timeout=timeout)
+
+
+def run(hosts: Hosts, *command: str | Path, timeout: float = 200) -> None:
+    done = try_to_run(hosts, *command, timeout=timeout)
     assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def test_ray_up_makes_a_cluster_that_takes_jobs(hosts: Hosts, tmp_path: Path) -> None:
     file = cluster_file(hosts, tmp_path)
     run(hosts, "ray", "get-auth-token", "--generate")
     run(hosts, "ray", "up", "--yes", "--no-config-cache", "--disable-usage-stats", file)
-    wait_until(lambda: is_alive(hosts.address("n1"), run(hosts, "ray", "exec", file, "ray list nodes")))
+    # It fails as long as the dashboard of a cluster that has just begun does not answer.
+    wait_until(lambda: is_alive(hosts.address("n1"), try_to_run(hosts, "ray", "exec", file, "ray list nodes").stdout))
     for node in NODES:
         token = hosts.home(node) / ".ray" / "auth_token"
         assert token.stat().st_mode & 0o777 == 0o600

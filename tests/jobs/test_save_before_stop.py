@@ -36,7 +36,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 def start(pod: Hosts, run: Path, *, title: str, seconds: float) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", AT_WORK, title, str(run), str(seconds)]
     process = pod.start("n0", command, log=run.parent / "log")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (run.parent / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -97,19 +97,23 @@ def test_ray_knows_the_words() -> None:
 
 
 def test_it_does_not_wait_for_ever(pod: Hosts, run: Path) -> None:
-    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=4)
-    done = pod.run("n0", [*HOOK, str(run), "1"])
-    assert "was still at work after 1 s" in done.stdout
-    assert not (run / "saved").exists()
-    assert process.wait(timeout=30) == 0
+    process = start(pod, run, title="ray::RayTrainWorker.train", seconds=3600)
+    try:
+        done = pod.run("n0", [*HOOK, str(run), "1"])
+        assert "was still at work after 1 s" in done.stdout
+        assert (run / "stop-requested").exists()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(10)
+    while pod.run("n0", ["pgrep", "--full", "RayTrainWorker"]).returncode == 0:  # which others would wait for
+        time.sleep(0.05)
 
 
 def test_it_leaves_a_run_alone_of_which_nothing_is_here(pod: Hosts, run: Path) -> None:
     """Pods of a run that is done stop at once, and a later --resume finds no old request."""
-    began = time.monotonic()
-    done = pod.run("n0", [*HOOK, str(run), "60"])
+    done = pod.run("n0", [*HOOK, str(run), "600"])  # of which `run` itself waits for 60
     assert (done.returncode, done.stdout) == (0, "")
-    assert time.monotonic() - began < 5
     assert list(run.iterdir()) == []
 
 

@@ -178,7 +178,7 @@ class TestUnderSlurm:
         assert len(runs_of(folder, "stopped")) == 1
 
         slurm.run(["scancel", again])
-        assert slurm.wait(again, timeout=60)["JobState"] == "CANCELLED"
+        assert slurm.wait(again, timeout=120)["JobState"] == "CANCELLED"
         assert not left_over(slurm, again, folders=False)
 
     def test_one_node_and_a_command_that_fails(self, queue: Slurm, folder: Path) -> None:

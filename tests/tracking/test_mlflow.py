@@ -1,5 +1,6 @@
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(sqlite_uri
     crashed = _tracker(sqlite_uri, tmp_path)
     for step in range(1, 6):
         crashed.log_metrics({"loss": step}, step)
-    crashed._sender.drain(10)
-    crashed._sender.stop()  # the process is killed: these are written and never sent
+    assert crashed._sender.drain(60) == 0
+    assert crashed._sender.stop(60)  # the process is killed: these are written and never sent
     crashed.log_metrics({"loss": 6}, 6)
     crashed.log_metrics({"loss": 7}, 7)
 
@@ -117,9 +118,13 @@ def test_resumed_training_draws_no_zigzag_and_sends_what_a_crash_left(sqlite_uri
     assert _history(sqlite_uri, run_id, "loss") == [(step, step) for step in range(1, 10)]
 
 
-def test_an_orphan_that_lives_on_neither_sends_nor_counts(sqlite_uri: str, tmp_path: Path) -> None:
+def test_an_orphan_that_lives_on_neither_sends_nor_counts(
+    sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = _new_run(sqlite_uri, tmp_path)
     orphan = _tracker(sqlite_uri, tmp_path, system_interval_s=0.05)
+    look, may_look = orphan._spools.is_current, threading.Event()
+    monkeypatch.setattr(orphan._spools, "is_current", lambda: may_look.wait(60) and look())  # it notices late
     for step in range(20):
         orphan.log_metrics({"loss": step}, step)
     successor = _tracker(sqlite_uri, tmp_path, system_interval_s=0.05)
@@ -127,6 +132,7 @@ def test_an_orphan_that_lives_on_neither_sends_nor_counts(sqlite_uri: str, tmp_p
         orphan.log_metrics({"loss": -1}, step)
         successor.log_metrics({"loss": step - 10}, step - 10)
         time.sleep(0.02)
+    may_look.set()
     assert orphan.finish("FAILED", "an orphan") > 0
     assert successor.finish() == 0
     assert send_rest(sqlite_uri, tmp_path) == (0, 0, "")
@@ -161,11 +167,11 @@ def test_batch_that_arrived_without_an_answer_is_not_doubled(sqlite_uri: str, tm
 def test_status_of_an_earlier_process_does_not_end_a_continued_run(sqlite_uri: str, tmp_path: Path) -> None:
     run_id = _new_run(sqlite_uri, tmp_path)
     tracker = _tracker(sqlite_uri, tmp_path)
-    tracker._sender.stop()  # killed before it could be sent
+    assert tracker._sender.stop(60)  # killed before it could be sent
     assert tracker.finish("KILLED", "SIGTERM") == 1
     assert _new_run(sqlite_uri, tmp_path) == run_id
     continued = _tracker(sqlite_uri, tmp_path)
-    assert continued._sender.drain(10) == 0
+    assert continued._sender.drain(60) == 0
     assert MlflowClient(sqlite_uri).get_run(run_id).info.status == "RUNNING"
     continued.finish("FAILED", "out of memory")
     run = MlflowClient(sqlite_uri).get_run(run_id)
@@ -176,7 +182,7 @@ def test_a_tracker_that_is_closed_leaves_the_run_as_it_is(sqlite_uri: str, tmp_p
     run_id = _new_run(sqlite_uri, tmp_path)
     tracker = _tracker(sqlite_uri, tmp_path)
     tracker.log_metrics({"loss": 1}, 1)
-    assert tracker.close() == 0
+    assert tracker.close(timeout_s=60) == 0
     assert MlflowClient(sqlite_uri).get_run(run_id).info.status == "RUNNING"
     delivery = end_run(sqlite_uri, tmp_path, "FAILED", "given up")
     assert (delivery.sent, delivery.left) == (1, 0)
@@ -273,7 +279,7 @@ def test_a_full_disk_loses_nothing_while_the_store_is_there(sqlite_uri: str, tmp
                 tracker.log_metrics({"loss": step, "x" * 200: step}, step)
             tracker.log_artifact(run_folder / "config.yaml")
             tracker.log_text("lost" * 2000, "lost.txt")
-            assert tracker._sender.drain(10) == 0
+            assert tracker._sender.drain(60) == 0
         tracker.log_metrics({"loss": 500}, 500)
         assert tracker.finish() == 0
         assert num_undelivered(run_folder) == 0

@@ -1,3 +1,5 @@
+import itertools
+import threading
 import time
 from types import SimpleNamespace
 
@@ -38,16 +40,25 @@ def test_gpu_metrics_where_the_driver_answers(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_samples_come_by_the_clock_and_once_more_at_the_end() -> None:
-    samples: list[dict[str, float]] = []
-    sampler = SystemSampler(samples.append, interval_s=0.05)
-    time.sleep(0.3)
+    times: list[float] = []
+    has_three = threading.Event()
+
+    def note(sample: dict[str, float]) -> None:
+        times.append(time.monotonic())
+        if len(times) == 3:
+            has_three.set()
+
+    started = time.monotonic()
+    sampler = SystemSampler(note, interval_s=0.05)
+    assert has_three.wait(60)
+    before = [started, *times[:3]]
+    assert min(later - sooner for sooner, later in itertools.pairwise(before)) > 0.049
     sampler.stop()
-    assert 3 <= len(samples) <= 8
+    number = len(times)
     sampler.stop()
-    long = SystemSampler(samples.append, interval_s=60)
-    before = len(samples)
+    long = SystemSampler(note, interval_s=60)
     long.stop()
-    assert len(samples) == before + 1
+    assert len(times) == number + 1
 
 
 def test_a_failing_sensor_ends_the_sampling_only() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def stage(working_dir: Path, into: Path, exclude: Sequence[str] = ()) -> Shipmen
     """Copies what a job needs.
 
     In a git work tree these are the tracked files and those that git does not ignore; elsewhere all but hidden
-    folders, environments, caches and, on the first level, results and data.
+    folders, environments, caches and, on the first level, results and data. Others may work in the folder meanwhile:
+    a file that vanishes is left out.
 
     Args:
         working_dir: to copy from.
@@ -76,11 +78,13 @@ def stage(working_dir: Path, into: Path, exclude: Sequence[str] = ()) -> Shipmen
     _check_size(root, paths)
     _check_content(root, paths)
     into.mkdir(parents=True, exist_ok=True)
+    sizes = []
     for path in paths:
         (into / path.parent).mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / path, into / path)
-    size = sum((into / path).stat().st_size for path in paths)
-    return Shipment(into, len(paths), size, tuple(left_out))
+        with suppress(FileNotFoundError):
+            shutil.copy2(root / path, into / path)
+            sizes.append((into / path).stat().st_size)
+    return Shipment(into, len(sizes), sum(sizes), tuple(left_out))
 
 
 def _candidates(root: Path) -> Iterator[Path]:
@@ -118,7 +122,10 @@ def _names_secret(path: Path) -> bool:
 
 
 def _check_size(root: Path, paths: Sequence[Path]) -> None:
-    sizes = {path: (root / path).stat().st_size for path in paths}
+    sizes = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            sizes[path] = (root / path).stat().st_size
     total = sum(sizes.values())
     if total <= LIMIT_BYTES:
         return
@@ -133,7 +140,10 @@ def _check_size(root: Path, paths: Sequence[Path]) -> None:
 def _check_content(root: Path, paths: Sequence[Path]) -> None:
     found = []
     for path in paths:
-        content = (root / path).read_bytes()
+        try:
+            content = (root / path).read_bytes()
+        except FileNotFoundError:
+            continue
         if b"\0" in content[:8192]:
             continue  # no text
         kinds = secrets_in_text(content.decode(errors="replace"))

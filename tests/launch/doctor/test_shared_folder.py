@@ -3,15 +3,24 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmlscale.launch.doctor import shared_folder
 from dmlscale.launch.doctor.finding import Finding
 from dmlscale.launch.doctor.machines import ThisMachine
 from dmlscale.launch.doctor.shared_folder import Seen, check_shared_folder, judge_sharing
 from tests.launch.doctor.machines import RoomsOfOne
 
 PLACE = "/mnt/runs"
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How full and how busy this machine is does not count."""
+    monkeypatch.setattr(shared_folder, "_LITTLE_BYTES", 0)
+    monkeypatch.setattr(shared_folder, "_SLOW_SECONDS", 60.0)
 
 
 def failed(found: list[Finding]) -> set[str]:
@@ -22,6 +31,7 @@ def mounted(storages: dict[str, Path]) -> RoomsOfOne:
     return RoomsOfOne(list(storages), {name: {PLACE: str(path)} for name, path in storages.items()})
 
 
+@pytest.mark.usefixtures("room")
 def test_shared_storage_is_written_and_read_by_all_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("mine")
     machines = mounted(dict.fromkeys(("n0", "n1", "n2"), tmp_path))
@@ -30,6 +40,7 @@ def test_shared_storage_is_written_and_read_by_all_and_left_as_it_was(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+@pytest.mark.usefixtures("room")
 def test_a_folder_that_is_not_there_yet_is_made_and_taken_away(tmp_path: Path) -> None:
     found = check_shared_folder(ThisMachine("here"), "run.folder", str(tmp_path / "a" / "b"))
     assert [f.status for f in found] == ["ok"]
@@ -71,6 +82,7 @@ def test_what_cannot_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
     assert any("Not a directory" in f.what for f in found)
 
 
+@pytest.mark.usefixtures("room")
 def test_a_node_that_does_not_answer_hides_no_other(tmp_path: Path) -> None:
     machines = mounted(dict.fromkeys(("n0", "n1", "n2"), tmp_path))
     machines.silent = ["n1"]

@@ -70,6 +70,15 @@ def test_a_tracked_file_that_was_deleted_is_no_error(project: Path, tmp_path: Pa
     assert "package/data/reader.py" not in _files(stage(project, tmp_path / "copy", ["data/*", "runs/*"]).folder)
 
 
+def test_a_file_that_vanishes_meanwhile_is_no_error(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working_directory, "_check_size", lambda root, _: (root / "package/data/reader.py").unlink())
+    shipment = stage(project, tmp_path / "copy")
+    assert _files(shipment.folder) == {"configs/mine.yaml"}
+    assert (shipment.num_files, shipment.num_bytes) == (1, 17)
+
+
 def test_a_folder_is_excluded_by_its_name_and_files_by_a_pattern(project: Path, tmp_path: Path) -> None:
     (project / "notebooks/deep").mkdir(parents=True)
     (project / "notebooks/deep/look.py").write_text("z = 3")

@@ -149,12 +149,18 @@ class Cluster:
         self.task = Task("train", {}, str(folder))
         self.there: Sequence[Node] = []
         self.said: list[str] = []
+        self.num_looks = 0
+
+        def counted() -> Sequence[Node]:
+            self.num_looks += 1
+            return self.there if nodes is None else nodes()
+
         self.membership = Membership(
             self.task,
             ResourcesConfig(workers=workers, min_workers=min_workers),
             use_gpu=False,
             say=self.said.append,
-            nodes=nodes or (lambda: self.there),
+            nodes=counted,
             every_s=LOOKS_EVERY_S,
         )
 
@@ -162,12 +168,16 @@ class Cluster:
         """Workers begin."""
         number = last_attempt(self.task.attempts)[0] + 1
         self.task.attempts.mkdir(exist_ok=True)
-        (self.task.attempts / f"{number:06d}").write_text(json.dumps({"hosts": hosts}))
+        unseen = self.task.attempts / f".{number:06d}"  # until it is whole, as `begin_attempt` does
+        unseen.write_text(json.dumps({"hosts": hosts}))
+        unseen.replace(self.task.attempts / f"{number:06d}")
 
-
-def looks() -> None:
-    """Time for several looks."""
-    time.sleep(20 * LOOKS_EVERY_S)
+    def looks(self, number: int = 5) -> None:
+        """Waits for so many looks that began after this call and are over."""
+        until, deadline = self.num_looks + number + 1, time.monotonic() + 60
+        while self.num_looks < until:
+            assert time.monotonic() < deadline
+            time.sleep(LOOKS_EVERY_S / 4)
 
 
 class TestMembership:
@@ -176,16 +186,16 @@ class TestMembership:
         cluster.there = [node("a", 1, 0), node("b", 1, 0)]
         with cluster.membership:
             cluster.start("a", "b")
-            looks()
+            cluster.looks()
             assert cluster.said == ["going on with 2 of 3 workers: there is no room for more"]
             assert not cluster.task.is_stop_asked()
             cluster.there = [*cluster.there, node("c", 1)]
-            looks()
+            cluster.looks()
             assert cluster.task.is_stop_asked()
         assert not cluster.task.is_stop_asked()
         with cluster.membership:  # Ray could not place it there: nothing is gained by asking again
             cluster.start("a", "b")
-            looks()
+            cluster.looks()
             assert not cluster.task.is_stop_asked()
         assert cluster.said[1:] == [
             "there is room for 3 workers: saving a checkpoint, to go on with them",
@@ -197,7 +207,7 @@ class TestMembership:
         cluster.there = [node("a", 8)]
         with cluster.membership:
             cluster.start("a", "a", "a")
-            looks()
+            cluster.looks()
             assert not cluster.task.is_stop_asked()
         assert cluster.said == []
 
@@ -207,9 +217,9 @@ class TestMembership:
         full, with_room = [node("a", 1, 0), node("b", 1, 0)], [node("a", 1, 0), node("b", 1, 1)]
         glances = iter([*[full] * 5, *[with_room] * looks_with_room])
         cluster = Cluster(tmp_path, workers=3, min_workers=1, nodes=lambda: next(glances, full))
+        cluster.start("a", "b")  # before the first look, as they are counted
         with cluster.membership:
-            cluster.start("a", "b")
-            looks()
+            cluster.looks(10)
             assert cluster.task.is_stop_asked() == (looks_with_room == 2)
 
     def test_nobody_is_asked_before_they_have_begun(self, tmp_path: Path) -> None:
@@ -217,7 +227,7 @@ class TestMembership:
         cluster = Cluster(tmp_path, workers=3, min_workers=1)
         cluster.there = [node("a", 8, leaves_at=0.0), node("b", 8)]
         with cluster.membership:
-            looks()
+            cluster.looks()
             assert not cluster.task.is_stop_asked()
 
     def test_a_notice_moves_the_workers_once(self, tmp_path: Path) -> None:
@@ -225,14 +235,14 @@ class TestMembership:
         cluster.there = [node("a", 1, 0), node("b", 1, 0), node("c", 1, leaves_at=0.0)]
         with cluster.membership:
             cluster.start("a", "b")
-            looks()
+            cluster.looks()
             assert not cluster.task.is_stop_asked()  # nobody works on c
             cluster.there = [replace(cluster.there[0], leaves_at=time.time() + 30), *cluster.there[1:]]
-            looks()
+            cluster.looks()
             assert cluster.task.is_stop_asked()
         with cluster.membership:
             cluster.start("a", "b")
-            looks()
+            cluster.looks()
             assert not cluster.task.is_stop_asked()
         assert len(cluster.said) == 1
 
@@ -247,5 +257,5 @@ class TestMembership:
         cluster = Cluster(tmp_path, workers=2, min_workers=1, nodes=nodes)
         with cluster.membership:
             cluster.start("a")
-            looks()
+            cluster.looks()
             assert cluster.task.is_stop_asked()

@@ -99,7 +99,7 @@ def test_a_run_in_this_process_that_needs_too_much_says_what_to_do(tmp_path: Pat
         [sys.executable, script, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
         env=environment,
     )

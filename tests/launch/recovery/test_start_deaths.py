@@ -66,7 +66,7 @@ def test_a_crash_is_a_failure_and_an_error_of_the_start_is_not_tried_again() -> 
         env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -248,18 +248,31 @@ def test_workers_that_die_before_all_have_started_are_tried_for_a_while(
 def test_a_stop_without_workers_ends_at_once(task: Task, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(supervision, "_PAUSES_S", (60.0,))
 
+    stopped_at: list[float] = []
+
+    def stop() -> None:
+        stopped_at.append(time.monotonic())
+        task.stop_file.touch()
+
+    class Said(list[str]):
+        """What is said where the workers are waited for, or pause: the stop is asked for soon after."""
+
+        def append(self, line: str) -> None:
+            super().append(line)
+            Timer(0.3, stop).start()
+
     class Late(Workers):
         def __call__(self, logs: Path) -> dict[str, Any]:
             if where != "starting":
                 return super().__call__(logs)
+            Timer(0.3, stop).start()
             time.sleep(20)
             raise AssertionError
 
     workers = Late(task, (30, lost()), (0, {"stopped": False}))
-    Timer(0.5, task.stop_file.touch).start()
-    started = time.monotonic()
+    workers.said = Said()
     result = workers.supervised(lacking=lambda: "waiting for 1 worker" if where == "waiting" else None)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - stopped_at[0] < 5
     assert result["stopped"]
     assert result["without_workers"]
     assert result["step"] == (30 if where == "pausing" else 0)

@@ -13,12 +13,12 @@ from dmlscale.config.schema import ResourcesConfig
 from dmlscale.distributed.beats import Limits
 from dmlscale.distributed.world import World
 from dmlscale.launch.recovery.watchdog import EXIT_BY_WATCHDOG, Watch, watch_limits
-from tests.launch.recovery.watched import Behaviour, Ranks, here, start, steps_without_end
+from tests.launch.recovery.watched import FAR_STEP, Behaviour, Ranks, ended_by_its_watch, here, start, steps_without_end
 
 LIMITS = Limits(heartbeat_timeout_s=1.5, stall_timeout_s=60)
 HUNG = Limits(heartbeat_timeout_s=20, stall_timeout_s=1.5)
 FIRST = Limits(heartbeat_timeout_s=20, stall_timeout_s=0.9, first_step_timeout_s=2.0)
-# On a machine that is busy with other tests, on top of what the limits say.
+# On a machine that is busy with other tests, on top of what the limits say: still far from those that are not to count.
 SLACK = 5.0
 # Whoever ends first closes its connections, and a collective of another may raise before that one is ended as well.
 ENDED = {EXIT_BY_WATCHDOG, 1}
@@ -47,8 +47,13 @@ def waits_without_noticing(watch: Watch, world: World, folder: Path) -> None:
     time.sleep(60)
 
 
+def steps_until_ended(watch: Watch, world: World, folder: Path) -> None:
+    with ended_by_its_watch():
+        steps_without_end(watch, world, folder)
+
+
 def test_a_stopped_rank_in_the_middle_of_collectives_is_lost(begin: Begin) -> None:
-    ranks = begin(3, steps_without_end, LIMITS)
+    ranks = begin(3, steps_until_ended, LIMITS)
     ranks.wait_for("training")
     ranks.signal(1, signal.SIGSTOP)
     assert ranks.exit_codes([0, 2], within=LIMITS.heartbeat_timeout_s + SLACK) == [EXIT_BY_WATCHDOG] * 2
@@ -58,7 +63,7 @@ def test_a_stopped_rank_in_the_middle_of_collectives_is_lost(begin: Begin) -> No
         assert f"pid {ranks.processes[1].pid})" in note["message"]
         assert "has not been heard from for" in note["message"]
         assert f"last at step {note['step']} (" in note["message"]
-        assert note["step"] >= 20
+        assert note["step"] >= FAR_STEP
         assert "\n" not in note["message"]
 
 
@@ -96,7 +101,8 @@ def sleeps_in_data(watch: Watch, world: World, folder: Path) -> None:
         if world.rank == 2 and step == 57:
             time.sleep(60)
         watch.at(step, "step")
-        dist.all_reduce(torch.ones(1))
+        with ended_by_its_watch():
+            dist.all_reduce(torch.ones(1))
 
 
 def test_a_rank_that_waits_for_data_is_named_and_those_that_wait_for_it(begin: Begin) -> None:
@@ -113,7 +119,8 @@ def test_a_rank_that_waits_for_data_is_named_and_those_that_wait_for_it(begin: B
 def waits_in_a_ring(watch: Watch, world: World, folder: Path) -> None:
     watch.at(0, "data")
     watch.at(7, "step")
-    dist.recv(torch.ones(1), src=(world.rank + 1) % world.num_ranks)
+    with ended_by_its_watch():
+        dist.recv(torch.ones(1), src=(world.rank + 1) % world.num_ranks)
 
 
 def test_a_collective_that_does_not_end_is_named(begin: Begin) -> None:
@@ -224,13 +231,18 @@ def test_what_a_rank_failed_with_is_told_to_those_that_wait_for_it(begin: Begin)
 def hangs_alone(watch: Watch, world: World, folder: Path) -> None:
     watch.at(0, "data")
     watch.at(4, "data")
-    time.sleep(4)
+    began = time.monotonic()
+    while not (folder / "told.0").exists() and time.monotonic() < began + 60:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    watch.at(4, "evaluation")  # which may take any time
+    (folder / "hung_s").write_text(str(time.monotonic() - began))
 
 
 def test_where_nobody_starts_it_again_a_hung_process_says_so_and_goes_on(begin: Begin) -> None:
     ranks = begin(1, hangs_alone, HUNG, restartable=False)
     assert ranks.exit_codes([0], within=60) == [0]
     told = (ranks.folder / "told.0").read_text().splitlines()
-    assert len(told) in (1, 2)  # once more after as long again
+    assert 1 <= len(told) <= float((ranks.folder / "hung_s").read_text()) / HUNG.stall_timeout_s  # once in so long
     assert "has been at step 4 (data) for" in told[0]
     assert "in hangs_alone" in (ranks.folder / "attempts" / "000001.rank_0.stacks.txt").read_text()

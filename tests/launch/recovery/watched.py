@@ -7,7 +7,8 @@ import multiprocessing as mp
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,11 +18,13 @@ import torch
 import torch.distributed as dist
 
 from dmlscale.distributed.beats import Limits
+from dmlscale.distributed.heartbeats import Hub
 from dmlscale.distributed.world import World
 from dmlscale.launch.recovery.attempt import begin_attempt
 from dmlscale.launch.recovery.watchdog import Watch
 
 Behaviour = Callable[[Watch, World, Path], None]
+FAR_STEP = 20
 
 
 @dataclass
@@ -77,13 +80,31 @@ def here(folder: Path, name: str, world: World) -> None:
 
 def steps_without_end(watch: Watch, world: World, folder: Path) -> None:
     """Collectives, one a step."""
+    is_far = False
     for step in range(1_000_000):
         watch.at(step, "data")
         watch.at(step, "step")
         dist.all_reduce(torch.ones(1))
-        if step == 300:  # later than the first beats
+        if step >= FAR_STEP and not is_far and (world.rank or _heard_of_all(watch, world)):
+            is_far = True
             here(folder, "training", world)
         time.sleep(0.002)
+
+
+def _heard_of_all(watch: Watch, world: World) -> bool:
+    """Whether rank 0 knows of all that they have come far."""
+    beats = dict(watch._side._beats) if isinstance(watch._side, Hub) else {}
+    return sum(beat.step >= FAR_STEP for beat in beats.values()) == world.num_ranks
+
+
+@contextmanager
+def ended_by_its_watch() -> Iterator[None]:
+    """A collective that raises, since another rank has ended first, waits: its own watch must have time to end it."""
+    try:
+        yield
+    except RuntimeError:
+        time.sleep(60)
+        raise
 
 
 def start(folder: Path, num_ranks: int, behaviour: Behaviour, limits: Limits, *, restartable: bool = True) -> Ranks:

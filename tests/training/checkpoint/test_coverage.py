@@ -88,8 +88,8 @@ def test_pieces_of_two_tensors_are_none_of_one() -> None:
 def test_many_pieces_and_many_cuts_take_no_time() -> None:
     """Comparing each with each would take minutes."""
     many = pieces((100_000, 2), [((n, 0), (1, 2)) for n in range(100_000)])
-    begin = time.monotonic()
+    begin = time.process_time()
     assert why_not_whole(many) is None
     assert "hole" in (why_not_whole(many[:-1]) or "")
     assert "cut along" in (why_not_whole(pieces((2,) * 40, [((0,) * 40, (1,) * 40)] * 2)) or "")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

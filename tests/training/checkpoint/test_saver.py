@@ -39,7 +39,7 @@ class HeldStore(LocalStore):
         self.go_on = threading.Event()
 
     def deliver(self, name: str, file: str) -> None:
-        self.go_on.wait(30)
+        self.go_on.wait(120)
         super().deliver(name, file)
 
 
@@ -75,14 +75,16 @@ def test_the_training_goes_on_meanwhile_and_the_cost_is_told(tmp_path: Path) -> 
     told: list[Saved] = []
     store = HeldStore(tmp_path)
     saver = saver_in(store, on_saved=told.append)
-    started = time.monotonic()
+    started = time.perf_counter()
     saver.save(tensors_of(10), record_of(10, World()))
-    assert time.monotonic() - started < 5
+    held_up_s = time.perf_counter() - started
+    assert names(tmp_path) == []
     time.sleep(0.2)
+    assert told == []
     store.go_on.set()
     saver.settle()
     assert told[0].written_s > 0.19
-    assert told[0].held_up_s < told[0].written_s
+    assert 0 < told[0].held_up_s <= held_up_s
 
 
 def test_no_more_memory_than_one_copy(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def fail_on_rank_1(world: World, folder: Path) -> list[tuple[Failed | None, bool
     found = []
     for step in (10, 20, 30):
         saver.save(tensors_of(step), record_of(step, world))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         # Rank 1 knows at once; what rank 0 waits for will not come, and it must not wait for ever.
         while world.rank == 1 and step == 20 and not saver.has_failed() and time.monotonic() < deadline:
             time.sleep(0.01)

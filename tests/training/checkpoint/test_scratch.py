@@ -74,7 +74,8 @@ def test_a_copy_that_was_killed_is_taken_over_and_what_it_leaves_removed(tmp_pat
                 with Scratch():
                     assert (private / NAME / "a.safetensors").exists()  # somebody is at it
                 killed.kill()
-                taker.join(30)
+                taker.join(60)
+                assert not taker.is_alive()
                 files = {file.name: file.read_bytes() for file in (scratch.path / NAME).iterdir()}
                 assert files == {file.name: file.read_bytes() for file in (place / NAME).iterdir()}
             killed.wait()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,12 +28,17 @@ class _Server(ABC):
     """A process that listens on ``port``, the same one after a restart; ends with the ``with`` block."""
 
     def __init__(self) -> None:
-        self.port = 0
+        # Bound for all that time: nobody else gets the port, not even while the server is down. The server does, since
+        # both allow it and only one listens.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port: int = self._reserved.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
     def _command(self) -> list[str]:
-        """Arguments of Python that start the server; with ``port`` 0 it chooses one."""
+        """Arguments of Python that start the server on ``port``."""
 
     @property
     def url(self) -> str:
@@ -43,18 +49,18 @@ class _Server(ABC):
         # Into a file: a pipe that nobody empties would stop the server after a while.
         with NamedTemporaryFile("w+", prefix="server-", suffix=".log") as log:
             self._process = subprocess.Popen([sys.executable, "-u", *self._command()], stdout=log, stderr=log)
-            self.port = self._port_in(Path(log.name))
+            self._wait_until_it_listens(Path(log.name))
         self._wait_until_it_answers()
         return self
 
-    def _port_in(self, log: Path) -> int:
-        """The port that the server tells in its first lines."""
+    def _wait_until_it_listens(self, log: Path) -> None:
+        """It tells its address in its first lines."""
         assert self._process is not None
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             has_ended = self._process.poll() is not None
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)\s", log.read_text()):
-                return int(found[1])
+            if re.search(rf"{re.escape(self.url)}\s", log.read_text()):
+                return
             if has_ended:
                 break
             time.sleep(0.02)
@@ -85,6 +91,7 @@ class _Server(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.kill()
+        self._reserved.close()
 
 
 class HttpServer(_Server):
@@ -115,9 +122,13 @@ class HttpServer(_Server):
             times: how often; None: always.
             how: ``status=503``: answer so. ``bytes=1000``: close the connection after so many.
                 ``pause=0.1``: wait so many seconds before each 64 KiB. ``silent=True``: never answer.
-                ``length=False``: do not say how long the file is.
+                ``length=False``: do not say how long the file is. ``held=True``: send no more than 64 KiB until
+                ``behave``.
         """
-        (self._state / _fault_name(name)).write_text(json.dumps({"times": times, **how}))
+        fault = self._state / _fault_name(name)
+        partial = fault.with_suffix(".partial")
+        partial.write_text(json.dumps({"times": times, **how}))
+        partial.replace(fault)  # the server may be reading it
 
     def behave(self, name: str) -> None:
         (self._state / _fault_name(name)).unlink(missing_ok=True)
@@ -206,11 +217,14 @@ class _Files(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
         self.end_headers()
         if has_body:
-            self._send(data[begin:end][: fault.get("bytes")], fault.get("pause", 0.0))
+            held_by = self.state / _fault_name(name) if fault.get("held") else None
+            self._send(data[begin:end][: fault.get("bytes")], fault.get("pause", 0.0), held_by)
 
-    def _send(self, data: bytes, pause: float) -> None:
+    def _send(self, data: bytes, pause: float, held_by: Path | None) -> None:
         for begin in range(0, len(data), 2**16):
             time.sleep(pause)
+            while begin and held_by is not None and held_by.exists():
+                time.sleep(0.005)
             try:
                 self.wfile.write(data[begin : begin + 2**16])
             except ConnectionError:  # the client has gone

@@ -177,12 +177,14 @@ def test_error_in_a_thread_reaches_the_consumer(train_index: Index) -> None:
 
 
 def test_close_ends_the_threads(train_index: Index) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = stream_of(train_index, num_workers=3)
     next(stream)
+    started = set(threading.enumerate()) - before
+    assert started
     stream.close()
     stream.close()
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_bad_options_are_errors_before_anything_is_read(train_index: Index) -> None:
@@ -230,9 +232,10 @@ def test_more_ranks_than_batches_leave_some_without(train_index: Index) -> None:
 
 
 def test_an_evaluation_that_is_left_early_ends_its_threads(train_index: Index) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = eval_batches(train_index, PLAIN, batch_size=4, num_workers=3)
     next(batches)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in started)

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -71,13 +72,24 @@ def test_pickled_and_forked_readers_read(train_index: Index) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_closed_reader_holds_no_shard_and_opens_again(train_index: Index) -> None:
-    reader = Reader(train_index, GREY, cache_bytes=10**6)
-    before = len(os.listdir("/proc/self/fd"))
+def open_files(folder: Path) -> list[str]:
+    """Names of the files of a folder that this process has open."""
+    opened = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the list itself, or of another thread
+            opened.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+    return [path.name for path in opened if path.parent == folder]
+
+
+def test_a_closed_reader_holds_no_shard_and_opens_again(packed: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))  # which no other test has open
+    reader = Reader(Index.load(copy).split("train"), GREY, cache_bytes=10**6)
+    before = open_files(copy)
     first = reader.decoded(0)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    (opened,) = set(open_files(copy)) - set(before)
+    assert opened.endswith(".tar")
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(copy) == before
     assert reader.decoded(0) is not first
     reader.close()
 

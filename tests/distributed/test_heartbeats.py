@@ -200,6 +200,10 @@ def listening() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
+def is_connected_anew(spoke: Spoke, broken: asyncio.StreamWriter) -> bool:
+    return spoke._writer is not None and spoke._writer is not broken
+
+
 def test_strangers_and_broken_connections_change_nothing() -> None:
     """Only silence counts: a spoke whose connection breaks makes a new one, and nobody else is listened to."""
     found: list[Verdict] = []
@@ -224,16 +228,18 @@ def test_strangers_and_broken_connections_change_nothing() -> None:
             json.dumps({"key": "secret", "rank": 1}).encode() + b'\n{"stop": 9}\n',
         ]
         for lie in lies:
+            await until(lambda: spoke._writer is not None)
+            broken = spoke._writer
+            assert broken is not None
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(lie)
                 await asyncio.sleep(0.1)
-                await until(lambda: spoke._writer is not None)
-                assert spoke._writer is not None
-                spoke._writer.transport.abort()  # and the connection of the rank itself breaks
                 writer.close()
-            await until(lambda: spoke._writer is None)
-            await until(lambda: spoke._writer is not None)
+            broken.transport.abort()  # and the connection of the rank itself breaks
+            print(lie[:20], flush=True)
+            await until(partial(is_connected_anew, spoke, broken))
+            print("ok", flush=True)
         for side in sides:
             assert not side.done()
             side.cancel()

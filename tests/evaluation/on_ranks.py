@@ -21,9 +21,9 @@ def evaluate_on_ranks(
 
     def meet(rank: int, tensor: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         board[rank] = tensor.clone()
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=120)
         result = combine(board)
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=120)
         return result
 
     def run(rank: int) -> Mapping[str, float]:

@@ -24,6 +24,21 @@ from tests.integration.runs import batches, curve
 
 COMMAND = [sys.executable, "-m", "dmlscale.cli"]
 EXIT_RESUME_ME = 75
+# The command, killed as soon as its first checkpoint is complete.
+DIES_AFTER_A_CHECKPOINT = """
+import os, signal, sys
+from dmlscale.cli import main
+from dmlscale.training.checkpoint import saver
+
+commit = saver.commit
+
+def commit_and_die(*arguments, **options):
+    commit(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+saver.commit = commit_and_die
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -96,10 +111,10 @@ def test_killed_after_a_checkpoint_it_continues_as_if_nothing_was(
     quiet = ("--local", "evaluation.raw_pixels=false", "train.steps=40", "train.checkpoint_every=5")
     assert main(["train", str(config_file), "run.name=whole", *quiet]) == 0
     folder = tmp_path / "runs" / "killed"
-    process = start("train", config_file, "run.name=killed", *quiet)
-    wait_for(lambda: list(folder.glob("checkpoints/step_*/record.json")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    command = [sys.executable, "-c", DIES_AFTER_A_CHECKPOINT, "train", str(config_file), "run.name=killed", *quiet]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert list(folder.glob("checkpoints/step_*/record.json"))
     capsys.readouterr()
     refused = refuse(capsys, "train", config_file, "run.name=killed", *quiet, "optim.head_lr=1e-3")
     assert "of other settings (optim.head_lr=0.002 there, 0.001 here): add --resume" in refused

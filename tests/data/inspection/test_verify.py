@@ -149,7 +149,7 @@ def test_its_processes_end_with_it(mixed: Path) -> None:
         helpers = psutil.Process(process.pid).children(recursive=True)
         assert len(helpers) >= 2
         process.kill()
-    assert not psutil.wait_procs(helpers, timeout=10)[1]
+    assert not psutil.wait_procs(helpers, timeout=60)[1]
 
 
 def test_no_processes_are_refused(packed: Path) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,15 +137,29 @@ def test_the_places_of_a_tar_are_kept(tmp_path: Path) -> None:
     assert open_files(path, scratch).read("set/b/10.jpg") == b"ten"
 
 
+DIES_AT_A_FILE = """
+import os, signal, sys, tarfile
+from pathlib import Path
+from dmlscale.data.originals.archives import open_files
+
+extract = tarfile.TarFile.extract
+
+def extract_or_die(archive, member, *rest, **options):
+    if member.name == "folder/20.bin":
+        os.kill(os.getpid(), signal.SIGKILL)
+    extract(archive, member, *rest, **options)
+
+tarfile.TarFile.extract = extract_or_die
+open_files(*map(Path, sys.argv[1:]))
+"""
+
+
 def test_a_killed_unpacking_starts_anew(tmp_path: Path) -> None:
-    tree = {f"folder/{number}.bin": os.urandom(2_000) for number in range(4_000)}
+    tree = {f"folder/{number}.bin": os.urandom(2_000) for number in range(40)}
     path, scratch = write_tar(tree, tmp_path / "x.tgz"), tmp_path / "scratch"
-    code = "import sys; from dmlscale.data.originals.archives import *; open_files(*map(Path, sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", code, str(path), str(scratch)])
-    while process.poll() is None and not list(scratch.glob("*.partial/folder/1.bin")):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    done = subprocess.run([sys.executable, "-c", DIES_AT_A_FILE, str(path), str(scratch)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(scratch.glob("*.partial/folder/*.bin"))) == 20
     assert [each.suffix for each in scratch.iterdir()] == [".partial"]
     files = open_files(path, scratch)
     assert {name: files.read(name) for name in files.names()} == tree

@@ -179,7 +179,7 @@ def test_its_processes_end_with_it(tmp_path: Path) -> None:
         helpers = psutil.Process(process.pid).children(recursive=True)
         assert len(helpers) >= 2
         process.send_signal(signal.SIGKILL)
-    assert not psutil.wait_procs(helpers, timeout=10)[1]
+    assert not psutil.wait_procs(helpers, timeout=60)[1]
 
 
 def test_a_shard_that_cannot_be_read_now_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,10 +248,12 @@ def test_memory_is_that_of_a_sample(tmp_path: Path) -> None:
         tar([(f"{number}.{ending}", bytes(100_000)) for number in range(200) for ending in ("jpg", "mp4")])
     )
     tracemalloc.start()
-    with path.open("rb") as file:
-        rejects = sum(1 for _ in scan_shard(file, Scan("image")))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    try:
+        with path.open("rb") as file:
+            rejects = sum(1 for _ in scan_shard(file, Scan("image")))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert rejects == 200
     assert peak < 2_000_000
 

@@ -18,4 +18,4 @@ def http(tmp_path: Path) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def storage(http: HttpServer) -> Storage:
-    return Storage.open(http.url, timeout_seconds=5)
+    return Storage.open(http.url)

@@ -75,17 +75,17 @@ def test_processes_and_threads_download_once(
 def test_a_killed_process_leaves_nothing_that_looks_complete(
     http: HttpServer, storage: Storage, cache: ShardCache, tmp_path: Path
 ) -> None:
-    http.misbehave("1.tar", times=1, pause=1)
+    http.misbehave("1.tar", held=True)
     process = start("a[1].fetch(a[0], '1.tar', a[2])", storage, cache, SIZE)
     while not any(path.name.endswith(".part") and path.stat().st_size for path in leftovers(tmp_path / "cache")):
+        assert process.poll() is None
         time.sleep(0.01)
     assert cache.used_bytes() == SIZE  # reserved
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not copies(tmp_path / "cache")
-    began = time.monotonic()
-    assert cache.fetch(storage, "1.tar", SIZE).read_bytes() == content(1)
-    assert time.monotonic() - began < 1
+    http.behave("1.tar")
+    assert cache.fetch(storage, "1.tar", SIZE).read_bytes() == content(1)  # nobody waits for the dead
     assert not leftovers(tmp_path / "cache")
 
 
@@ -114,7 +114,7 @@ def test_a_server_that_stays_away_is_an_error_in_time(http: HttpServer, storage:
         began = time.monotonic()
         with pytest.raises(ShardError, match=rf"{http.url}/1\.tar could not be read: \d+ attempts in \d\.\d s, .*"):
             cache.fetch(storage, "1.tar", size)
-        assert 0.9 < time.monotonic() - began < 2
+        assert 0.9 < time.monotonic() - began < 10  # what one attempt takes, on a busy machine too, comes on top
     assert not copies(tmp_path / "cache")
     assert not leftovers(tmp_path / "cache")
 
@@ -130,9 +130,9 @@ def test_waiting_for_others_counts(http: HttpServer, storage: Storage, tmp_path:
         return True
 
     began = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(fails, range(4)))
-    assert time.monotonic() - began < 3
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(fails, range(8)))
+    assert time.monotonic() - began < 6  # one after the other they would take 12
 
 
 def test_missing_files_are_told_at_once(http: HttpServer, storage: Storage, cache: ShardCache) -> None:

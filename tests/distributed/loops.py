@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from dmlscale.distributed.heartbeats import Hub, Spoke
+
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def until_both_hear(hub: Hub, spoke: Spoke, broken: asyncio.StreamWriter | None) -> None:
+    """Over another connection than one that was broken."""
+    heard_at, count = spoke._heard_at, hub._counts[1]
+    await until(lambda: spoke._writer not in (None, broken) and spoke._heard_at > heard_at and hub._counts[1] > count)
 
 
 class Watch:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dmlscale.distributed.beats import PHASES, TIMED_PHASES, Beat, Limits, Peer
 from dmlscale.distributed.heartbeats import Hub, Spoke
 from dmlscale.distributed.verdicts import Judge, Verdict, named
-from tests.distributed.loops import Watch, until
+from tests.distributed.loops import Watch, until, until_both_hear
 
 LIMITS = Limits(heartbeat_timeout_s=60, stall_timeout_s=600)
 PERIOD = LIMITS.period_s
@@ -200,10 +200,6 @@ def listening() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def is_connected_anew(spoke: Spoke, broken: asyncio.StreamWriter) -> bool:
-    return spoke._writer is not None and spoke._writer is not broken
-
-
 def test_strangers_and_broken_connections_change_nothing() -> None:
     """Only silence counts: a spoke whose connection breaks makes a new one, and nobody else is listened to."""
     found: list[Verdict] = []
@@ -227,19 +223,18 @@ def test_strangers_and_broken_connections_change_nothing() -> None:
             json.dumps(["secret"]).encode() + b"\n",
             json.dumps({"key": "secret", "rank": 1}).encode() + b'\n{"stop": 9}\n',
         ]
+        broken = None
         for lie in lies:
-            await until(lambda: spoke._writer is not None)
-            broken = spoke._writer
-            assert broken is not None
+            await until_both_hear(hub, spoke, broken)
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(lie)
                 await asyncio.sleep(0.1)
                 writer.close()
+            broken = spoke._writer
+            assert broken is not None
             broken.transport.abort()  # and the connection of the rank itself breaks
-            print(lie[:20], flush=True)
-            await until(partial(is_connected_anew, spoke, broken))
-            print("ok", flush=True)
+        await until_both_hear(hub, spoke, broken)
         for side in sides:
             assert not side.done()
             side.cancel()

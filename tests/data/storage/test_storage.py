@@ -204,7 +204,7 @@ def test_a_silent_server_times_out(http: HttpServer, s3: S3Server, kind: str, tm
     began = time.monotonic()
     with pytest.raises(TransferError, match=r"[Tt]ime"):
         storage.download(f"{kind}-silent.tar", tmp_path / "copy")
-    assert 0.3 < time.monotonic() - began < 20  # the libraries would wait for minutes
+    assert 0.3 < time.monotonic() - began < 3
 
 
 def test_a_slow_server_is_not_a_silent_one(http: HttpServer, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(other: subprocess.Po
     with held(tmp_path, said.append) as ours:
         ours.check()
         assert read_holder(tmp_path) == this_process()
-    assert time.monotonic() - started < lease.SILENT_S / 2  # nobody was waited for
+    assert time.monotonic() - started < 3  # nobody was waited for
     assert said == []
     assert not (tmp_path / LEASE_FILE).exists()
 
@@ -110,7 +110,7 @@ def test_a_driver_elsewhere_that_is_silent_for_long_is_dead(tmp_path: Path) -> N
 
     started = time.monotonic()
     with held(tmp_path, waits):
-        assert 1.5 < time.monotonic() - started < lease.SILENT_S / 2
+        assert 1.5 < time.monotonic() - started < 6
     assert len(said) == 1
     of_elsewhere(tmp_path, silent_s=100)
     assert not is_driven(tmp_path)
